@@ -2,9 +2,9 @@
  * BlockDriver: what a driver gives the core.
  *
  * The core wraps every call (src/block/io.c), so a driver may rely on:
- *   - requests lie inside the node's length (except writes on a node with `growable` set), their offset and
- * length are multiples of limits.request_alignment and at most the limits' maxima, and qiov covers `bytes`
- * from qiov_offset on;
+ *   - requests lie inside the node's length rounded up to limits.request_alignment (except writes on a node
+ * with `growable` set), their offset and length are multiples of limits.request_alignment and at most the
+ * limits' maxima, and qiov covers `bytes` from qiov_offset on;
  *   - no request overlaps a read-modify-write of the core;
  *   - with node->aio_context set, calls of I/O callbacks come in that context's thread; without,
  *     in the thread of any context, several at a time;

@@ -56,6 +56,12 @@ struct BlockNode {
     bool read_only;
     bool growable; /* writes beyond the end extend the node (regular files) */
     bool detect_zeroes, detect_zeroes_unmap;
+    bool discard_unmap;  /* option discard=unmap (the default); else discards are dropped and MAY_UNMAP is
+                            cleared */
+    bool cache_direct;   /* option cache.direct: for protocol drivers that open files */
+    bool cache_no_flush; /* option cache.no-flush: the core drops flushes of this node */
+    bool auto_read_only; /* option auto-read-only: a driver that may not open for writing sets read_only
+                            instead */
     RequestTracker *tracker;
     FlushState *flush;
     BlockStats *stats;
@@ -80,12 +86,12 @@ struct BlockNode {
 };
 
 /*
- * Open a node from its options: keys "driver", "node-name", "read-only", "auto-read-only", "discard",
- * "cache.direct", "cache.no-flush", "detect-zeroes" are the core's (drivers read node->... or
- * block_options_get_* "discard"/"cache.*" themselves), all others the driver's. The node is in the graph,
- * with one reference that belongs to the graph when it is named by the user, else to the caller (who attaches
- * it and drops it). NULL and *errp on failure. Main thread, coroutine. Takes and releases nothing of
- * `options` but a reference.
+ * Open a node from its options. The core reads "driver", "node-name", "read-only", "auto-read-only",
+ * "discard", "detect-zeroes", "cache.direct" and "cache.no-flush" into the fields above before it calls
+ * driver->co_open; all other keys are the driver's. A node defined in place takes over its parent's
+ * read-only, auto-read-only, discard and cache.* as defaults. The node is in the graph after, with one
+ * reference: the graph's own where the user named it, else the caller's. NULL and *errp on failure.
+ * Main thread, coroutine.
  */
 BlockNode *coroutine_fn block_node_co_open(BlockGraph *graph, JsonObject *options, GError **errp);
 

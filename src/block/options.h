@@ -48,6 +48,13 @@ bool block_options_get_enum(BlockOptions *opts, const char *key, const char *con
  */
 bool block_options_get_object(BlockOptions *opts, const char *key, JsonObject **out, GError **errp);
 
+/*
+ * The description of a child: *ref gets the name where the value is a string (g_free), *object a reference
+ * where it is an object; both stay NULL where absent. Marks the key as known.
+ */
+bool block_options_get_child(BlockOptions *opts, const char *key, char **ref, JsonObject **object,
+                             GError **errp);
+
 /* Set *errp to "WHAT: option 'PREFIXKEY': message", with the errno value as code. Returns false. */
 bool block_options_error(const BlockOptions *opts, const char *key, GError **errp, int errnum,
                          const char *fmt, ...) G_GNUC_PRINTF(5, 6);
