@@ -24,8 +24,17 @@
 
 #define BG_CAPABILITY(name)    BG_TSA(capability(name))
 #define BG_SCOPED_CAPABILITY   BG_TSA(scoped_lockable)
+/*
+ * On a member of a struct that names another member: in C clang resolves that only from version 20 on, with
+ * -fexperimental-late-parse-attributes; elsewhere it is for the reader.
+ */
+#if defined(__clang__) && __clang_major__ >= 20 && defined(BG_LATE_PARSED_ATTRIBUTES)
 #define BG_GUARDED_BY(lock)    BG_TSA(guarded_by(lock))
 #define BG_PT_GUARDED_BY(lock) BG_TSA(pt_guarded_by(lock))
+#else
+#define BG_GUARDED_BY(lock)
+#define BG_PT_GUARDED_BY(lock)
+#endif
 #define BG_ACQUIRE(...)        BG_TSA(acquire_capability(__VA_ARGS__))
 #define BG_TRY_ACQUIRE(...)    BG_TSA(try_acquire_capability(__VA_ARGS__))
 #define BG_RELEASE(...)        BG_TSA(release_capability(__VA_ARGS__))
