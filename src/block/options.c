@@ -1,0 +1,445 @@
+/*
+ * BlockOptions: typed reading of a node's options, and refusal of what nobody asked for.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#include "config.h"
+
+#include "block/options.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <string.h>
+
+#include "util/error.h"
+#include "util/text.h"
+
+struct BlockOptions {
+    char *what;
+    char *prefix;
+    JsonObject *object;
+    GHashTable *known;  /* set of keys that a getter was called for */
+    GHashTable *hinted; /* set of keys, known ones included, that messages may propose */
+};
+
+static void put_key(GHashTable *set, const char *key)
+{
+    if (!g_hash_table_contains(set, key))
+        g_hash_table_add(set, g_strdup(key));
+}
+
+static void mark_known(BlockOptions *opts, const char *key)
+{
+    put_key(opts->known, key);
+    put_key(opts->hinted, key);
+}
+
+BlockOptions *block_options_new(const char *what, const char *prefix, JsonObject *object)
+{
+    BlockOptions *opts = g_new0(BlockOptions, 1);
+
+    opts->what = g_strdup(what);
+    opts->prefix = g_strdup(prefix ? prefix : "");
+    opts->object = json_object_ref(object);
+    opts->known = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
+    opts->hinted = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
+    return opts;
+}
+
+void block_options_free(BlockOptions *opts)
+{
+    if (!opts)
+        return;
+    g_hash_table_destroy(opts->known);
+    g_hash_table_destroy(opts->hinted);
+    json_object_unref(opts->object);
+    g_free(opts->prefix);
+    g_free(opts->what);
+    g_free(opts);
+}
+
+const char *block_options_what(const BlockOptions *opts)
+{
+    return opts->what;
+}
+
+bool block_options_error(const BlockOptions *opts, const char *key, GError **errp, int errnum,
+                         const char *fmt, ...)
+{
+    g_autofree char *message = NULL;
+    va_list ap;
+
+    va_start(ap, fmt);
+    message = g_strdup_vprintf(fmt, ap);
+    va_end(ap);
+    bg_error_set(errp, errnum, "%s: option '%s%s': %s", opts->what, opts->prefix, key, message);
+    return false;
+}
+
+/*
+ * The value at `key`, spelt dotted or nested or partly so ("a.b.c" is found as {"a.b": {"c": ...}} too). Adds
+ * the number of spellings found to *count.
+ */
+static JsonNode *find_value(JsonObject *object, const char *key, unsigned *count)
+{
+    JsonNode *found = json_object_get_member(object, key);
+
+    if (found)
+        (*count)++;
+    for (const char *dot = strchr(key, '.'); dot; dot = strchr(dot + 1, '.')) {
+        g_autofree char *head = g_strndup(key, dot - key);
+        JsonNode *inner = json_object_get_member(object, head);
+
+        if (inner && JSON_NODE_HOLDS_OBJECT(inner)) {
+            JsonNode *value = find_value(json_node_get_object(inner), dot + 1, count);
+            found = found ? found : value;
+        }
+    }
+    return found;
+}
+
+/* False with *errp where the key is there in two spellings; else *out is its value, or NULL. */
+static bool get_value(BlockOptions *opts, const char *key, JsonNode **out, GError **errp)
+{
+    unsigned count = 0;
+
+    mark_known(opts, key);
+    *out = find_value(opts->object, key, &count);
+    if (count > 1)
+        return block_options_error(opts, key, errp, EINVAL, "given more than once");
+    return true;
+}
+
+static bool has_dotted(JsonObject *object, const char *key)
+{
+    size_t len = strlen(key);
+    JsonObjectIter iter;
+    const char *name;
+    JsonNode *value;
+
+    json_object_iter_init(&iter, object);
+    while (json_object_iter_next(&iter, &name, &value)) {
+        if (strncmp(name, key, len) == 0 && name[len] == '.')
+            return true;
+    }
+    return false;
+}
+
+bool block_options_has(BlockOptions *opts, const char *key)
+{
+    unsigned count = 0;
+
+    put_key(opts->hinted, key);
+    return find_value(opts->object, key, &count) != NULL || has_dotted(opts->object, key);
+}
+
+static bool holds(JsonNode *value, GType type)
+{
+    return JSON_NODE_HOLDS_VALUE(value) && json_node_get_value_type(value) == type;
+}
+
+static const char *kind_of(JsonNode *value)
+{
+    switch (json_node_get_node_type(value)) {
+    case JSON_NODE_OBJECT:
+        return "an object";
+    case JSON_NODE_ARRAY:
+        return "a list";
+    case JSON_NODE_NULL:
+        return "null";
+    default:
+        break;
+    }
+    if (holds(value, G_TYPE_STRING))
+        return "a string";
+    return holds(value, G_TYPE_BOOLEAN) ? "a boolean" : "a number";
+}
+
+bool block_options_is_string(BlockOptions *opts, const char *key)
+{
+    unsigned count = 0;
+    JsonNode *value = find_value(opts->object, key, &count);
+
+    put_key(opts->hinted, key);
+    return value && holds(value, G_TYPE_STRING);
+}
+
+bool block_options_get_string(BlockOptions *opts, const char *key, char **out, GError **errp)
+{
+    JsonNode *value;
+
+    if (!get_value(opts, key, &value, errp))
+        return false;
+    if (!value) {
+        if (has_dotted(opts->object, key))
+            return block_options_error(opts, key, errp, EINVAL, "expected a string, not an object");
+        return true;
+    }
+    if (!holds(value, G_TYPE_STRING))
+        return block_options_error(opts, key, errp, EINVAL, "expected a string, not %s", kind_of(value));
+    *out = g_strdup(json_node_get_string(value));
+    return true;
+}
+
+bool block_options_require_string(BlockOptions *opts, const char *key, char **out, GError **errp)
+{
+    g_autofree char *text = NULL;
+
+    if (!block_options_get_string(opts, key, &text, errp))
+        return false;
+    if (!text || !*text)
+        return block_options_error(opts, key, errp, EINVAL, text ? "must not be empty" : "is required");
+    *out = g_steal_pointer(&text);
+    return true;
+}
+
+/* Common start of the scalar getters: *text is set for a string, *value for anything; both NULL: absent. */
+static bool get_scalar(BlockOptions *opts, const char *key, const char *expected, GType type,
+                       JsonNode **value, const char **text, GError **errp)
+{
+    *text = NULL;
+    if (!get_value(opts, key, value, errp))
+        return false;
+    if (!*value) {
+        if (has_dotted(opts->object, key))
+            return block_options_error(opts, key, errp, EINVAL, "expected %s, not an object", expected);
+        return true;
+    }
+    if (holds(*value, G_TYPE_STRING))
+        *text = json_node_get_string(*value);
+    else if (!holds(*value, type))
+        return block_options_error(opts, key, errp, EINVAL, "expected %s, not %s", expected, kind_of(*value));
+    return true;
+}
+
+bool block_options_get_bool(BlockOptions *opts, const char *key, bool *out, GError **errp)
+{
+    const char *text;
+    JsonNode *value;
+
+    if (!get_scalar(opts, key, "on or off", G_TYPE_BOOLEAN, &value, &text, errp))
+        return false;
+    if (text && text_parse_bool(text, out) < 0)
+        return block_options_error(opts, key, errp, EINVAL, "expected on or off, not '%s'", text);
+    if (value && !text)
+        *out = json_node_get_boolean(value);
+    return true;
+}
+
+/* The out-of-range message shows the number as it was written. */
+static bool range_error(BlockOptions *opts, const char *key, const char *text, JsonNode *value, uint64_t min,
+                        uint64_t max, GError **errp)
+{
+    g_autofree char *shown =
+        text ? g_strdup(text) : g_strdup_printf("%" G_GINT64_FORMAT, json_node_get_int(value));
+
+    return block_options_error(opts, key, errp, ERANGE,
+                               "%s is out of range: from %" G_GUINT64_FORMAT " to %" G_GUINT64_FORMAT, shown,
+                               min, max);
+}
+
+bool block_options_get_uint64(BlockOptions *opts, const char *key, uint64_t min, uint64_t max, uint64_t *out,
+                              GError **errp)
+{
+    const char *text;
+    JsonNode *value;
+    uint64_t number;
+    int ret = 0;
+
+    if (!get_scalar(opts, key, "a number", G_TYPE_INT64, &value, &text, errp))
+        return false;
+    if (!value)
+        return true;
+    if (text)
+        ret = text_parse_uint64(text, &number);
+    else if (json_node_get_int(value) < 0)
+        ret = -ERANGE;
+    else
+        number = json_node_get_int(value);
+    if (ret == -EINVAL)
+        return block_options_error(opts, key, errp, EINVAL, "'%s' is not a whole number", text);
+    if (ret < 0 || number < min || number > max)
+        return range_error(opts, key, text, value, min, max, errp);
+    *out = number;
+    return true;
+}
+
+bool block_options_get_size(BlockOptions *opts, const char *key, int64_t *out, GError **errp)
+{
+    const char *text;
+    JsonNode *value;
+    uint64_t number;
+    int ret = 0;
+
+    if (!get_scalar(opts, key, "a size", G_TYPE_INT64, &value, &text, errp))
+        return false;
+    if (!value)
+        return true;
+    if (text)
+        ret = text_parse_size(text, &number);
+    else if (json_node_get_int(value) < 0)
+        ret = -ERANGE;
+    else
+        number = json_node_get_int(value);
+    if (ret == -EINVAL)
+        return block_options_error(opts, key, errp, EINVAL,
+                                   "'%s' is not a size (bytes, or with a suffix k, M, G, T, P or E)", text);
+    if (ret < 0 || number > (uint64_t)BLOCK_MAX_LENGTH)
+        return range_error(opts, key, text, value, 0, BLOCK_MAX_LENGTH, errp);
+    *out = (int64_t)number;
+    return true;
+}
+
+bool block_options_get_enum(BlockOptions *opts, const char *key, const char *const *words, int *out,
+                            GError **errp)
+{
+    g_autofree char *all = NULL;
+    g_autofree char *text = NULL;
+    const char *nearest;
+
+    if (!block_options_get_string(opts, key, &text, errp))
+        return false;
+    if (!text)
+        return true;
+    for (int i = 0; words[i]; i++) {
+        if (strcmp(words[i], text) == 0) {
+            *out = i;
+            return true;
+        }
+    }
+    nearest = text_nearest(text, words);
+    if (nearest)
+        return block_options_error(opts, key, errp, EINVAL, "unknown value '%s', did you mean '%s'?", text,
+                                   nearest);
+    all = g_strjoinv(", ", (char **)words);
+    return block_options_error(opts, key, errp, EINVAL, "unknown value '%s', expected one of %s", text, all);
+}
+
+/* The members of `object` that are spelt "KEY.rest", as an object of "rest" members; NULL if none. */
+static JsonObject *collect_dotted(JsonObject *object, const char *key)
+{
+    size_t len = strlen(key);
+    JsonObject *result = NULL;
+    JsonObjectIter iter;
+    const char *name;
+    JsonNode *value;
+
+    json_object_iter_init(&iter, object);
+    while (json_object_iter_next(&iter, &name, &value)) {
+        if (strncmp(name, key, len) != 0 || name[len] != '.' || !name[len + 1])
+            continue;
+        if (!result)
+            result = json_object_new();
+        json_object_set_member(result, name + len + 1, json_node_copy(value));
+    }
+    return result;
+}
+
+/* Add the members of `from` to `to`; false with the culprit in *twice where one is there already. */
+static bool merge_members(JsonObject *to, JsonObject *from, const char **twice)
+{
+    JsonObjectIter iter;
+    JsonNode *value;
+
+    json_object_iter_init(&iter, from);
+    while (json_object_iter_next(&iter, twice, &value)) {
+        unsigned count = 0;
+
+        if (find_value(to, *twice, &count))
+            return false;
+        json_object_set_member(to, *twice, json_node_copy(value));
+    }
+    return true;
+}
+
+bool block_options_get_object(BlockOptions *opts, const char *key, JsonObject **out, GError **errp)
+{
+    JsonObject *dotted;
+    const char *twice;
+    JsonNode *value;
+
+    if (!get_value(opts, key, &value, errp))
+        return false;
+    if (value && !JSON_NODE_HOLDS_OBJECT(value))
+        return block_options_error(opts, key, errp, EINVAL, "expected an object, not %s", kind_of(value));
+    dotted = collect_dotted(opts->object, key);
+    if (dotted && value && !merge_members(dotted, json_node_get_object(value), &twice)) {
+        g_autofree char *full = g_strdup_printf("%s.%s", key, twice);
+
+        json_object_unref(dotted);
+        return block_options_error(opts, full, errp, EINVAL, "given more than once");
+    }
+    if (dotted)
+        *out = dotted;
+    else if (value)
+        *out = json_object_ref(json_node_get_object(value));
+    return true;
+}
+
+/* Whether path, or an object that it lies in, was asked for. */
+static bool covered(BlockOptions *opts, const char *path)
+{
+    if (g_hash_table_contains(opts->known, path))
+        return true;
+    for (const char *dot = strchr(path, '.'); dot; dot = strchr(dot + 1, '.')) {
+        g_autofree char *head = g_strndup(path, dot - path);
+
+        if (g_hash_table_contains(opts->known, head))
+            return true;
+    }
+    return false;
+}
+
+static bool unknown_error(BlockOptions *opts, const char *path, GError **errp)
+{
+    g_autofree char **words = (char **)g_hash_table_get_keys_as_array(opts->hinted, NULL);
+    const char *nearest = text_nearest(path, (const char *const *)words);
+
+    if (nearest)
+        return block_options_error(opts, path, errp, EINVAL, "unknown option, did you mean '%s%s'?",
+                                   opts->prefix, nearest);
+    return block_options_error(opts, path, errp, EINVAL, "unknown option");
+}
+
+/* Whether some known key lies below `path`. */
+static bool has_known_below(BlockOptions *opts, const char *path)
+{
+    size_t len = strlen(path);
+    GHashTableIter iter;
+    gpointer key;
+
+    g_hash_table_iter_init(&iter, opts->known);
+    while (g_hash_table_iter_next(&iter, &key, NULL)) {
+        if (strncmp(key, path, len) == 0 && ((const char *)key)[len] == '.')
+            return true;
+    }
+    return false;
+}
+
+/* Recursion ends at the depth of the known keys. */
+static bool check_members(BlockOptions *opts, JsonObject *object, const char *path, GError **errp)
+{
+    JsonObjectIter iter;
+    const char *name;
+    JsonNode *value;
+
+    json_object_iter_init(&iter, object);
+    while (json_object_iter_next(&iter, &name, &value)) {
+        g_autofree char *full = g_strconcat(path, name, NULL);
+        g_autofree char *below = NULL;
+
+        if (covered(opts, full))
+            continue;
+        if (!JSON_NODE_HOLDS_OBJECT(value) || !has_known_below(opts, full))
+            return unknown_error(opts, full, errp);
+        below = g_strconcat(full, ".", NULL);
+        if (!check_members(opts, json_node_get_object(value), below, errp))
+            return false;
+    }
+    return true;
+}
+
+bool block_options_finish(BlockOptions *opts, GError **errp)
+{
+    return check_members(opts, opts->object, "", errp);
+}
