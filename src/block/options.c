@@ -63,6 +63,11 @@ const char *block_options_what(const BlockOptions *opts)
     return opts->what;
 }
 
+const char *block_options_prefix(const BlockOptions *opts)
+{
+    return opts->prefix;
+}
+
 bool block_options_error(const BlockOptions *opts, const char *key, GError **errp, int errnum,
                          const char *fmt, ...)
 {

@@ -27,6 +27,8 @@ void block_options_free(BlockOptions *opts);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(BlockOptions, block_options_free)
 
 const char *block_options_what(const BlockOptions *opts);
+/* What goes before each key in messages: "" or "file.", ... */
+const char *block_options_prefix(const BlockOptions *opts);
 /* Whether the key is there, in any form. Does not mark it as known. */
 bool block_options_has(BlockOptions *opts, const char *key);
 /* Whether it is there as a string (of a child: the name of a node). Does not mark it as known. */
