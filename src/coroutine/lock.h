@@ -29,7 +29,7 @@ typedef struct BG_CAPABILITY("comutex") CoMutex {
     _Atomic uint32_t locked;
     BgMutex lock;
     CoWaitList waiters BG_GUARDED_BY(lock);
-    Coroutine *holder; /* for assertions */
+    _Atomic(Coroutine *) holder; /* for assertions */
 } CoMutex;
 
 void co_mutex_init(CoMutex *m);

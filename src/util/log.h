@@ -26,4 +26,7 @@ void bg_log_to_syslog(const char *ident);
 /* One line, without the newline. Any thread; never blocks on a lock shared with I/O. */
 void bg_log(BgLogLevel level, const char *fmt, ...) G_GNUC_PRINTF(2, 3);
 
+/* The line at BG_LOG_ERROR, then abort(): for broken invariants, never for bad input. Any thread. */
+void bg_fatal(const char *fmt, ...) G_GNUC_PRINTF(1, 2) __attribute__((noreturn));
+
 #endif /* BG_UTIL_LOG_H */
