@@ -1,0 +1,200 @@
+"""What the functional tests ask of the system: mounts, FUSE connections, processes, loop devices.
+
+Nothing here touches a path inside a mount: /proc and /sys answer even when a daemon hangs.
+
+SPDX-License-Identifier: GPL-2.0-or-later
+"""
+
+import ctypes
+import os
+import re
+import signal
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+KiB, MiB, GiB = 1 << 10, 1 << 20, 1 << 30
+PR_SET_CHILD_SUBREAPER = 36
+
+# Debian's root has these in PATH, its users and some containers have not.
+os.environ["PATH"] += ":/usr/sbin:/sbin"
+
+
+@dataclass(frozen=True)
+class MountEntry:
+    mountpoint: str
+    fstype: str
+    source: str
+    connection: int  # the FUSE connection's number: the minor of the mount's device
+
+
+def _unescape(field):
+    return re.sub(r"\\([0-7]{3})", lambda m: chr(int(m.group(1), 8)), field)
+
+
+def mounts(below=None):
+    """The mounts of this namespace, those at or below a directory only where one is given."""
+    found = []
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        left, right = line.split(" - ", 1)
+        fields, (fstype, source, *_) = left.split(), right.split()
+        mountpoint = _unescape(fields[4])
+        if below is None or mountpoint == str(below) or mountpoint.startswith(f"{below}/"):
+            minor = int(fields[2].split(":")[1])
+            found.append(MountEntry(mountpoint, fstype, _unescape(source), minor))
+    return found
+
+
+def is_mounted(mountpoint):
+    return any(entry.mountpoint == str(mountpoint) for entry in mounts())
+
+
+def abort_connection(entry):
+    """Fail everything that waits for a FUSE daemon. Frees processes that no signal reaches."""
+    if not entry.fstype.startswith("fuse"):
+        return
+    control = Path("/sys/fs/fuse/connections")
+    if not (control / str(entry.connection)).exists():
+        subprocess.run(["mount", "-t", "fusectl", "fusectl", control], timeout=10, check=False,
+                       stderr=subprocess.DEVNULL)
+    try:
+        (control / str(entry.connection) / "abort").write_text("1")
+    except OSError:
+        pass  # gone already, or we may not
+
+
+def clear_mounts(below):
+    """Take away what a test left mounted, deepest first, dead daemons or not."""
+    for entry in reversed(mounts(below)):
+        abort_connection(entry)
+        subprocess.run(["umount", "-l", entry.mountpoint], timeout=20, check=False,
+                       stderr=subprocess.DEVNULL)
+
+
+def loop_devices(below):
+    """(device, backing file) of the loop devices on files below a directory."""
+    found = []
+    for entry in Path("/sys/block").glob("loop*/loop/backing_file"):
+        try:
+            backing = entry.read_text().strip()
+        except OSError:
+            continue
+        if backing.startswith(f"{below}/"):
+            found.append((f"/dev/{entry.parts[3]}", backing))
+    return found
+
+
+def become_subreaper():
+    """Adopt daemons that fork into the background, so that their exit status can be seen."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+
+
+@dataclass(frozen=True)
+class ProcessEntry:
+    pid: int
+    parent: int
+    state: str
+    argv: tuple
+
+
+def processes():
+    found = []
+    for directory in Path("/proc").iterdir():
+        if not directory.name.isdigit():
+            continue
+        try:
+            stat = (directory / "stat").read_text()
+            argv = (directory / "cmdline").read_bytes().decode(errors="replace")
+        except OSError:
+            continue  # it ended meanwhile
+        state, parent = stat.rsplit(")", 1)[1].split()[:2]
+        found.append(ProcessEntry(int(directory.name), int(parent), state, tuple(argv.split("\0")[:-1])))
+    return found
+
+
+def children(mentioning):
+    """Live children of ours with an argument that contains a text (a test's directory)."""
+    return [p for p in processes() if p.parent == os.getpid() and p.state != "Z"
+            and any(str(mentioning) in word for word in p.argv)]
+
+
+class AdoptedProcess:
+    """A background daemon, with those methods of subprocess.Popen that the tests use."""
+
+    def __init__(self, pid):
+        self.pid = pid
+        self.returncode = None
+
+    def poll(self):
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def wait(self, timeout):
+        deadline = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(f"process {self.pid}", timeout)
+            time.sleep(0.005)
+        return self.returncode
+
+    def send_signal(self, number):
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self):
+        self.send_signal(signal.SIGKILL)
+
+
+def stacks_of(pid):
+    """What every thread of a process is doing, for a failure's bundle."""
+    text = [f"==== process {pid}"]
+    for name in ("cmdline", "status", "wchan", "limits"):
+        text += [f"---- /proc/{pid}/{name}", _read(f"/proc/{pid}/{name}").replace("\0", " ")]
+    for task in sorted(Path(f"/proc/{pid}/task").glob("*")):
+        text += [f"---- kernel stack of {task.name} ({_read(task / 'comm').strip()})", _read(task / "stack")]
+    command = ["gdb", "-nx", "-batch", "-p", str(pid), "-ex", "set pagination off",
+               "-ex", "thread apply all backtrace 40"]
+    try:
+        gdb = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60, check=False)
+        text += ["---- gdb", gdb.stdout, gdb.stderr]
+    except (OSError, subprocess.TimeoutExpired) as error:
+        text += ["---- gdb", str(error)]
+    return "\n".join(text)
+
+
+def _read(path):
+    try:
+        return Path(path).read_text(errors="replace")
+    except OSError as error:
+        return f"({error})"
+
+
+def keeps_holes_and_direct_io(directory):
+    """Whether a file system does what disks' do: O_DIRECT, and holes that can be punched."""
+    probe = Path(directory) / f".probe-{os.getpid()}"
+    try:
+        fd = os.open(probe, os.O_RDWR | os.O_CREAT | os.O_DIRECT, 0o600)
+        try:
+            os.ftruncate(fd, MiB)
+            return subprocess.run(["fallocate", "-p", "-l", "64k", probe], timeout=10, check=False,
+                                  stderr=subprocess.DEVNULL).returncode == 0
+        finally:
+            os.close(fd)
+    except OSError:
+        return False
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def file_system_of(directory):
+    """The type of the file system that holds a directory."""
+    best = max((entry for entry in mounts() if entry.mountpoint == "/"
+                or f"{Path(directory).resolve()}/".startswith(f"{entry.mountpoint}/")),
+               key=lambda entry: len(entry.mountpoint))
+    return best.fstype

@@ -1,0 +1,240 @@
+"""Many users at once: several jobs with verification, load during umount and signals.
+
+SPDX-License-Identifier: GPL-2.0-or-later
+"""
+
+import concurrent.futures
+import os
+import random
+import subprocess
+import threading
+import time
+
+import pytest
+
+import fileio
+import harness
+from fileio import opened
+from system import MiB
+
+FILES = """
+[node a]
+driver = raw
+file.driver = file
+file.filename = a.img
+
+[node b]
+driver = file
+filename = b.img
+aio = threads
+"""
+
+
+@pytest.fixture
+def two(place):
+    place.image("a.img", 64 * MiB)
+    place.image("b.img", 64 * MiB)
+    return place.mount(FILES)
+
+
+def fio_verify(place, jobs, timeout=120):
+    """fio with one section per (name, file, further options); any difference is an error."""
+    io_size = "512M" if harness.LONG else "48M"
+    text = ["[global]", "verify=crc32c", "verify_fatal=1", "allow_file_create=0", "fallocate=none",
+            f"io_size={io_size}", "size=16M", "bsrange=512-64k", "bs_unaligned=0"]
+    for number, (name, path, options) in enumerate(jobs):
+        text += [f"[{name}]", f"filename={path}", f"offset={number % 4 * 16}M", *options]
+    job_file = place.write("verify.fio", "\n".join(text) + "\n")
+    place.run("fio", job_file, timeout=timeout)
+
+
+def test_several_jobs_on_one_file(place, two):
+    fio_verify(place, [(f"job{i}", two.file("a"), options) for i, options in enumerate((
+        ["ioengine=io_uring", "iodepth=16", "rw=randwrite"],
+        ["ioengine=libaio", "iodepth=8", "direct=1", "rw=randwrite"],
+        ["ioengine=psync", "rw=randrw"],
+        ["ioengine=psync", "rw=write", "fsync=50"],
+    ))])
+
+
+def test_several_files_at_once(place, two):
+    fio_verify(place, [(f"job{i}", two.file("ab"[i % 2]), ["ioengine=io_uring", "iodepth=16", "rw=randwrite"])
+                       for i in range(4)])
+
+
+@pytest.mark.parametrize("queues", [1, 2, 4])
+def test_queues(place, queues):
+    place.image("a.img", 64 * MiB)
+    place.image("b.img", 64 * MiB)
+    daemon = place.mount(FILES, "-o", f"queues={queues}")
+    fio_verify(place, [(f"job{i}", daemon.file("ab"[i % 2]), ["ioengine=io_uring", "iodepth=8", "rw=randwrite",
+                                                             "direct=1"]) for i in range(4)])
+
+
+def random_operations(path, start, length, seed, number):
+    """Random operations on a region of our own, against a mirror of it. Returns the mirror."""
+    choose = random.Random(seed)
+    mirror = bytearray(length)
+    with opened(path) as fd:
+        for i in range(number):
+            size = choose.randrange(1, 65536)
+            at = choose.randrange(length - size)
+            kind = choose.choice(("read", "read", "write", "write", "punch", "zero", "copy", "fsync"))
+            if kind == "read":
+                assert os.pread(fd, size, start + at) == mirror[at:at + size], f"seed {seed}, operation {i}"
+            elif kind == "write":
+                data = choose.randbytes(size)
+                assert os.pwrite(fd, data, start + at) == size
+                mirror[at:at + size] = data
+            elif kind == "punch":
+                fileio.punch_hole(fd, start + at, size)
+                mirror[at:at + size] = bytes(size)
+            elif kind == "zero":
+                fileio.fallocate(fd, fileio.FALLOC_FL_ZERO_RANGE, start + at, size)
+                mirror[at:at + size] = bytes(size)
+            elif kind == "copy":
+                to = choose.randrange(length - size)
+                if abs(to - at) >= size:
+                    copied = os.copy_file_range(fd, fd, size, start + at, start + to)
+                    mirror[to:to + copied] = mirror[at:at + copied]
+            else:
+                os.fsync(fd)
+    return mirror
+
+
+@pytest.mark.limit(300)
+def test_random_operations_against_a_mirror(place, two):
+    region, threads = 8 * MiB, 6
+    seed = random.randrange(1 << 30)
+    print(f"seed {seed}")
+    number = harness.count(250, 10000)
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        futures = [pool.submit(random_operations, two.file("ab"[i % 2]), i // 2 * region, region, seed + i, number)
+                   for i in range(threads)]
+        mirrors = [future.result() for future in futures]
+    two.stop()
+    for i, mirror in enumerate(mirrors):
+        image = place.path / f"{'ab'[i % 2]}.img"
+        with opened(image, os.O_RDONLY) as fd:
+            assert os.pread(fd, region, i // 2 * region) == mirror, f"seed {seed}: region {i} differs"
+
+
+def test_unaligned_neighbours(place, two):
+    """Threads write adjacent bytes of the same sectors: no read-modify-write may lose one of them."""
+    threads, rounds, stride = 8, harness.count(60, 600), 8
+
+    def write(number):
+        with opened(two.file("b")) as fd:
+            for i in range(rounds):
+                for at in range(number, 4096, stride):
+                    os.pwrite(fd, bytes([number * 16 + i % 16]), at)
+
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        list(pool.map(write, range(threads)))
+    last = (rounds - 1) % 16
+    with opened(two.file("b"), os.O_RDONLY) as fd:
+        assert os.pread(fd, 4096, 0) == bytes((at % stride) * 16 + last for at in range(4096))
+
+
+@pytest.mark.limit(180)
+def test_umount_under_load_is_refused_and_harmless(place, two):
+    with subprocess.Popen(["fio", "--name=load", f"--filename={two.file('a')}", "--ioengine=io_uring",
+                           "--rw=randwrite", "--bs=4k", "--iodepth=32", "--size=64M", "--verify=crc32c",
+                           "--verify_fatal=1", "--allow_file_create=0", "--io_size=48M"],
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=place.path) as load:
+        refused = 0
+        while load.poll() is None:
+            if refused == 0:
+                time.sleep(0.3)  # fio's start
+            done = place.run("umount", two.mountpoints[0], check=False)
+            if done.returncode == 0:
+                break
+            assert "busy" in done.stderr
+            refused += 1
+            time.sleep(0.05)
+        output = load.communicate(timeout=120)[0]
+        assert refused > 0
+        assert load.returncode == 0, output
+
+
+@pytest.mark.limit(120)
+def test_sigterm_under_load(place, two):
+    """The load gets errors; the daemon drains, flushes and leaves no mount; what was written is there."""
+    written = []
+    stop = threading.Event()
+
+    def load(number):
+        data = bytes([number + 1]) * 4096
+        with opened(two.file("a")) as fd:
+            for i in range(number, 64 * MiB // 4096, 4):
+                if stop.is_set():
+                    break
+                try:
+                    os.pwrite(fd, data, i * 4096)
+                except OSError:
+                    break
+                written.append((i, number + 1))
+
+    threads = [threading.Thread(target=load, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.3)
+    two.stop()
+    stop.set()
+    for thread in threads:
+        thread.join(timeout=20)
+        assert not thread.is_alive()
+    assert len(written) > 100
+    image = (place.path / "a.img").read_bytes()
+    wrong = [i for i, value in written if image[i * 4096] != value or image[i * 4096 + 4095] != value]
+    assert not wrong
+
+
+def test_metadata_storm(two):
+    """stat, open, readdir and xattrs from many threads beside I/O."""
+    until = time.monotonic() + harness.count(2, 20)
+
+    def storm(number):
+        rounds = 0
+        while time.monotonic() < until:
+            path = two.file("ab"[number % 2])
+            assert os.stat(path).st_size == 64 * MiB
+            assert sorted(os.listdir(two.mountpoints[0])) == ["a", "b"]
+            with opened(path) as fd:
+                os.pwrite(fd, bytes([number]) * 512, number * 512)
+                assert os.pread(fd, 512, number * 512) == bytes([number]) * 512
+            os.getxattr(path, "user.blockgraph.driver")
+            os.chmod(path, 0o600)
+            rounds += 1
+        return rounds
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        assert all(rounds > 3 for rounds in pool.map(storm, range(8)))
+
+
+@pytest.mark.limit(120)
+def test_reading_the_graph_under_load(place, two):
+    with subprocess.Popen(["fio", "--name=load", f"--filename={two.file('a')}", "--ioengine=io_uring",
+                           "--rw=randrw", "--bs=4k", "--iodepth=16", "--size=64M", "--time_based",
+                           "--runtime=" + ("30" if harness.LONG else "3"), "--allow_file_create=0"],
+                          stdout=subprocess.DEVNULL, cwd=place.path) as load:
+        reads = 0
+        while load.poll() is None:
+            for name in ("graph.txt", "graph.json", "graph.dot", "metrics", "errors"):
+                two.graph(name)
+            reads += 1
+        assert load.returncode == 0
+        assert reads > 3
+
+
+def test_mounting_in_parallel(place):
+    """Daemons that start and stop beside each other do not get into each other's way."""
+    def cycle(number):
+        place.image(f"{number}.img", MiB, bytes([number + 1]) * 10)
+        for _ in range(harness.count(3, 20)):
+            daemon = place.mount(f"[node n]\ndriver = file\nfilename = {number}.img\n", at=f"mnt{number}")
+            assert daemon.file("n").read_bytes()[:10] == bytes([number + 1]) * 10
+            daemon.stop()
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        list(pool.map(cycle, range(4)))
