@@ -104,8 +104,8 @@ def test_allow_other(place, allow_other):
     options = f"type=fuse,id=exp,node-name=disk,mountpoint={target},allow-other={allow_other}"
     place.start("--blockdev", f"driver=file,node-name=disk,filename={image}", "--export", options,
                 mountpoints=[target])
-    [entry] = [line for line in open("/proc/self/mounts", encoding="utf-8") if str(target) in line]
-    assert ("allow_other" in entry) == (allow_other != "off")
+    [entry] = [line.split() for line in open("/proc/self/mounts", encoding="utf-8") if str(target) in line]
+    assert ("allow_other" in entry[3].split(",")) == (allow_other != "off")
 
 
 def test_two_exports_and_an_iothread(place):
@@ -166,15 +166,15 @@ def test_up_within_300_ms_and_silent(place):
 
 @pytest.mark.parametrize("what, arguments", [
     ("no such node", ["--export", "type=fuse,id=e,node-name=absent,mountpoint={target}"]),
-    ("no mountpoint file", ["--blockdev", "driver=null-co,node-name=n,size=1M",
+    ("no mountpoint file", ["--blockdev", "driver=null-co,node-name=n,size=1048576",
                             "--export", "type=fuse,id=e,node-name=n,mountpoint={target}.absent"]),
-    ("unknown type", ["--blockdev", "driver=null-co,node-name=n,size=1M",
+    ("unknown type", ["--blockdev", "driver=null-co,node-name=n,size=1048576",
                       "--export", "type=fusee,id=e,node-name=n,mountpoint={target}"]),
-    ("unknown option", ["--blockdev", "driver=null-co,node-name=n,size=1M",
+    ("unknown option", ["--blockdev", "driver=null-co,node-name=n,size=1048576",
                         "--export", "type=fuse,id=e,node-name=n,mountpoint={target},writeable=on"]),
-    ("no id", ["--blockdev", "driver=null-co,node-name=n,size=1M",
+    ("no id", ["--blockdev", "driver=null-co,node-name=n,size=1048576",
                "--export", "type=fuse,node-name=n,mountpoint={target}"]),
-    ("same id twice", ["--blockdev", "driver=null-co,node-name=n,size=1M",
+    ("same id twice", ["--blockdev", "driver=null-co,node-name=n,size=1048576",
                        "--export", "type=fuse,id=e,node-name=n,mountpoint={target}",
                        "--export", "type=fuse,id=e,node-name=n,mountpoint={target}"]),
 ], ids=lambda value: value.replace(" ", "-") if isinstance(value, str) else "")

@@ -1,0 +1,104 @@
+"""The benchmark's tables, on the terminal and in docs/performance.md.
+
+SPDX-License-Identifier: GPL-2.0-or-later
+"""
+
+import os
+import platform
+import re
+import statistics
+import subprocess
+from pathlib import Path
+
+US, PEER = "blockgraphfs", "qemu-storage-daemon"
+CPU_TARGET = 0.7
+BEGIN, END = "<!-- bench/run: begin -->", "<!-- bench/run: end -->"
+
+
+def median_of(measurements, field):
+    values = [getattr(m, field) for m in measurements if getattr(m, field) is not None]
+    return statistics.median(values) if values else None
+
+
+def number(value):
+    if value is None:
+        return "–"
+    if value >= 10000:
+        return f"{value / 1000:.1f}k"
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def verdict(ratio, target, at_least=True):
+    if ratio is None:
+        return "–"
+    if target is None:
+        return f"{ratio:.2f}"
+    reached = ratio >= target if at_least else ratio <= target
+    return f"{ratio:.2f} ({'≥' if at_least else '≤'} {target:.1f}: {'yes' if reached else 'NO'})"
+
+
+def ratio_of(results, cell, field):
+    ours = median_of(results.get((cell, US), []), field)
+    theirs = median_of(results.get((cell, PEER), []), field)
+    return ours / theirs if ours is not None and theirs else None
+
+
+def layout(rows):
+    """A Markdown table that is aligned for reading as text, too."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["| " + " | ".join(cell.ljust(width) if i == 0 else cell.rjust(width)
+                               for i, (cell, width) in enumerate(zip(row, widths))) + " |" for row in rows]
+    rule = "|" + "|".join("-" * (width + 2) if i == 0 else "-" * (width + 1) + ":"
+                          for i, width in enumerate(widths)) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def table(kind, results, fast):
+    cells = list(dict.fromkeys(cell for cell, _ in results))
+    names = list(dict.fromkeys(name for _, name in results))
+    rounds = max(len(measurements) for measurements in results.values())
+    where = "null-co" if kind == "null" else \
+        f"file on {fast.description}, cache.direct={'on' if fast.direct else 'off'}, aio=io_uring"
+    rows = [["job", "unit", *names, f"ratio to {PEER}", f"CPU µs per request: {US}", PEER, "ratio"]]
+    for cell in cells:
+        rows.append([cell.name, cell.unit,
+                     *[number(median_of(results[(cell, name)], "rate")) for name in names],
+                     verdict(ratio_of(results, cell, "rate"), getattr(cell.target, kind)),
+                     number(median_of(results.get((cell, US), []), "cpu")),
+                     number(median_of(results.get((cell, PEER), []), "cpu")),
+                     verdict(ratio_of(results, cell, "cpu"), CPU_TARGET, at_least=False)])
+    return f"**{where}**, medians of {rounds} round{'s' if rounds > 1 else ''}\n\n{layout(rows)}\n"
+
+
+def version_of(*command):
+    try:
+        done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
+        return (done.stdout or done.stderr).splitlines()[0].strip()
+    except (OSError, IndexError):
+        return f"{command[0]}: not found"
+
+
+def machine(arguments):
+    """What the numbers were measured with, without naming the machine."""
+    gibibytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
+    peer = re.sub(r" \(.*", "", version_of("qemu-storage-daemon", "--version"))
+    return (f"{version_of(arguments.blockgraphfs, '-V')} (transport={arguments.transport}); {peer}; "
+            f"{version_of('fio', '--version')}, ioengine=io_uring, O_DIRECT, {arguments.runtime:g} s a job; "
+            f"Linux {platform.release().split('-')[0]}, {os.cpu_count()} CPUs, {gibibytes:.0f} GiB of memory; "
+            "nothing pinned.\n")
+
+
+def as_json(everything):
+    return {kind: [{"job": cell.name, "unit": cell.unit, "subject": name,
+                    "rounds": [vars(m) for m in measurements]}
+                   for (cell, name), measurements in results.items()]
+            for kind, results in everything.items()}
+
+
+def write_docs(path, parts):
+    """Replace what stands between the markers; the text around them is for people to write."""
+    text = path.read_text() if path.exists() else f"# Performance\n\n{BEGIN}\n{END}\n"
+    before, rest = text.split(BEGIN, 1)
+    after = rest.split(END, 1)[1]
+    path.parent.mkdir(exist_ok=True)
+    Path(path).write_text(f"{before}{BEGIN}\n" + "\n".join(parts) + f"{END}{after}")

@@ -1,0 +1,158 @@
+"""What is measured: each subject is a context manager with a path for fio and, mostly, a daemon's PID.
+
+SPDX-License-Identifier: GPL-2.0-or-later
+"""
+
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+from storage import run, unmount
+
+MIB = 1 << 20
+
+
+class Subject:
+    """Base: a path to read and write, served by the daemon with that PID (None: by the kernel)."""
+    name = None
+    pid = None
+    direct = True
+
+    def __init__(self, size):
+        self.size = size
+        self.path = None
+
+    def __enter__(self):
+        try:
+            self.start()
+            return self
+        except BaseException:
+            self.stop()
+            raise
+
+    def __exit__(self, *_):
+        self.stop()
+
+    def start(self):
+        pass
+
+    def stop(self):
+        pass
+
+
+class PlainFile(Subject):
+    name = "plain file"
+
+    def __init__(self, image, direct):
+        super().__init__(image.stat().st_size)
+        self.path = image
+        self.direct = direct
+
+
+class LoopDevice(Subject):
+    name = "loop"
+    device = None
+
+    def __init__(self, image, direct):
+        super().__init__(image.stat().st_size)
+        self.image = image
+        self.loop_direct = direct
+
+    def start(self):
+        done = run("losetup", "--find", "--show", f"--direct-io={'on' if self.loop_direct else 'off'}", self.image)
+        self.device = self.path = done.stdout.strip()
+
+    def stop(self):
+        if self.device:
+            run("losetup", "--detach", self.device, check=False)
+
+
+class FuseDaemon(Subject):
+    """A daemon that mounts over a regular file, given by its command line."""
+
+    def __init__(self, name, work, size, command):
+        super().__init__(size)
+        self.name = name
+        self.path = work / f"{name.replace(' ', '-')}-{size}.mnt"
+        self.command = command
+        self.process = None
+
+    def start(self):
+        self.path.touch()
+        command = [str(word).replace("@MOUNTPOINT@", str(self.path)) for word in self.command]
+        self.log = open(f"{self.path}.log", "w+", encoding="utf-8")
+        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log)
+        self.pid = self.process.pid
+        deadline = time.monotonic() + 20
+        while not any(line.split()[1] == str(self.path) for line in open("/proc/self/mounts", encoding="utf-8")):
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.log.seek(0)
+                raise SystemExit(f"bench: {self.name} did not mount: {' '.join(command)}\n{self.log.read()}")
+            time.sleep(0.01)
+        self.size = os.stat(self.path).st_size
+
+    def stop(self):
+        if self.process:
+            self.process.terminate()
+            try:
+                self.process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+            if any(str(self.path) in line for line in open("/proc/self/mounts", encoding="utf-8")):
+                unmount(self.path)
+
+
+def blockgraphfs(arguments, work, size, blockdev):
+    options = [f"transport={arguments.transport}", *arguments.option]
+    return FuseDaemon("blockgraphfs", work, size,
+                      [arguments.blockgraphfs, "-f", *[w for o in options for w in ("-o", o)],
+                       "--blockdev", blockdev,
+                       "--export", "type=fuse,id=e,node-name=n,mountpoint=@MOUNTPOINT@,writable=on"])
+
+
+def qemu_storage_daemon(work, size, blockdev):
+    return FuseDaemon("qemu-storage-daemon", work, size,
+                      ["qemu-storage-daemon", "--blockdev", blockdev,
+                       "--export", "type=fuse,id=e,node-name=n,mountpoint=@MOUNTPOINT@,writable=on"])
+
+
+def nbdfuse(work, size, *plugin):
+    # The client's CPU only: nbdkit is its child.
+    return FuseDaemon("nbdfuse", work, size, ["nbdfuse", "@MOUNTPOINT@", "--command", "nbdkit", "-s", *plugin])
+
+
+def make_image(path, size):
+    """Allocated throughout, with content that does not compress away to nothing on zram."""
+    block = os.urandom(MIB)
+    with open(path, "wb") as image:
+        for _ in range(size // MIB):
+            image.write(block)
+        image.flush()
+        os.fsync(image.fileno())
+    return path
+
+
+def of_kind(kind, arguments, work, fast):
+    """The subjects for "null" or "file" nodes."""
+    with_nbdfuse = arguments.nbdfuse and shutil.which("nbdfuse") and shutil.which("nbdkit")
+    if kind == "null":
+        size = 1 << 30
+        blockdev = f"driver=null-co,node-name=n,size={size}"
+        chosen = [blockgraphfs(arguments, work, size, blockdev), qemu_storage_daemon(work, size, blockdev)]
+        return chosen + ([nbdfuse(work, size, "null", str(size))] if with_nbdfuse else [])
+    size = arguments.size * MIB
+    images = {name: make_image(fast.directory / f"{name}.img", size)
+              for name in ("blockgraphfs", "qsd", "loop", "plain")}
+    direct = "on" if fast.direct else "off"
+    options = f"driver=file,node-name=n,cache.direct={direct},aio=io_uring"
+    chosen = [blockgraphfs(arguments, work, size, f"{options},filename={images['blockgraphfs']}"),
+              qemu_storage_daemon(work, size, f"{options},filename={images['qsd']}"),
+              LoopDevice(images["loop"], fast.direct),
+              PlainFile(images["plain"], fast.direct)]
+    if with_nbdfuse:
+        image = make_image(fast.directory / "nbd.img", size)
+        chosen.append(nbdfuse(work, size, "file", str(image)))
+    return chosen
