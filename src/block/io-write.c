@@ -324,7 +324,11 @@ static int coroutine_fn node_co_allocate(BlockNode *node, int64_t offset, int64_
         return -ENOTSUP;
     }
     int64_t align = node_alignment(node), start = ROUND_DOWN(offset, align);
-    int ret = zero_piece(node, start, ROUND_UP(offset + bytes, align) - start, flags);
+    int64_t padded = ROUND_UP(offset + bytes, align), end = MAX(block_node_length(node), offset + bytes);
+    int ret = zero_piece(node, start, padded - start, flags);
+    if (ret == 0 && padded > end && node->driver->co_truncate) {
+        ret = node->driver->co_truncate(node, end, NULL);
+    }
     if (ret == 0) {
         length_grow(node, offset + bytes);
     }
