@@ -226,8 +226,7 @@ static int coroutine_fn file_co_open(BlockNode *node, BlockOptions *opts, GError
     node->read_only = job.read_only;
     node->growable = !s->is_device;
     node->supported_write_flags = BLOCK_REQ_FUA;
-    node->supported_zero_flags =
-        BLOCK_REQ_FUA | BLOCK_REQ_MAY_UNMAP | (s->is_device ? 0 : BLOCK_REQ_ALLOCATE);
+    node->supported_zero_flags = BLOCK_REQ_MAY_UNMAP | (s->is_device ? 0 : BLOCK_REQ_ALLOCATE);
     return 0;
 }
 

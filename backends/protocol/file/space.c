@@ -96,12 +96,10 @@ int coroutine_fn file_co_pwrite_zeroes(BlockNode *node, int64_t offset, int64_t 
                                        BlockRequestFlags flags)
 {
     FileState *s = node->opaque;
-    int ret = flags & BLOCK_REQ_ALLOCATE ? try_fallocate(s, 0, offset, bytes, &s->no_allocate)
-                                         : zero_range(node, offset, bytes, flags & BLOCK_REQ_MAY_UNMAP);
-    if (ret == 0 && (flags & BLOCK_REQ_FUA) && !node->cache_no_flush) {
-        ret = file_co_flush(node);
+    if (flags & BLOCK_REQ_ALLOCATE) {
+        return try_fallocate(s, 0, offset, bytes, &s->no_allocate);
     }
-    return ret;
+    return zero_range(node, offset, bytes, flags & BLOCK_REQ_MAY_UNMAP);
 }
 
 /* ---- Discard */
