@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -226,6 +227,36 @@ def test_fstab_line(place):
     assert caught.value.errno == errno.EROFS
     place.run("umount", mountpoint)
     assert daemon.wait(timeout=20) == 0
+
+
+def mount_helper(place):
+    """scripts/mount.blockgraphfs as make install would make it, for a daemon of ours."""
+    program_in_path(place)
+    template = Path(__file__).resolve().parents[2] / "scripts/mount.blockgraphfs.in"
+    helper = place.write("mount.blockgraphfs", template.read_text().replace("@sbindir@", str(place.path / "bin")))
+    helper.chmod(0o755)
+    return helper
+
+
+def test_mount_helper(place):
+    """As mount(8) calls it: with options that mean something else to the daemon."""
+    place.image("disk.img")
+    source, mountpoint = place.write("graph.conf", DISK), place.directory("mnt")
+    helper = mount_helper(place)
+    place.run(helper, source, mountpoint, "-s", "-n", "-o", "rw,noatime,_netdev")
+    daemon = adopt_background_daemon(place, mountpoint)
+    assert os.listdir(mountpoint) == ["disk"]
+    place.run("umount", mountpoint)
+    assert daemon.wait(timeout=20) == 0
+
+
+def test_mount_helper_pretends(place):
+    """mount -f does all but mount."""
+    source, mountpoint = place.write("graph.conf", DISK), place.directory("mnt")
+    done = place.run(mount_helper(place), source, mountpoint, "-f", "-v", "-o", "ro")
+    assert str(mountpoint) in done.stdout and "ro" in done.stdout
+    assert not system.is_mounted(mountpoint)
+    assert not system.children(mountpoint)
 
 
 @pytest.mark.parametrize("options", [["-o", "defaults"], ["-o", "_netdev,nofail"], ["-o", "users,noauto"],
