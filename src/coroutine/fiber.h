@@ -30,6 +30,12 @@
 #define FIBER_STACK_FACTOR 1
 #endif
 
+/*
+ * Part of its caller at any optimisation: TSan counts entries and exits of functions for each fiber, and one
+ * that switches in between would leave another fiber than it entered.
+ */
+#define FIBER_INLINE static inline __attribute__((always_inline))
+
 /* One end of a switch, as the sanitizers want to know it. */
 typedef struct Fiber {
     const void *stack; /* ASan: lowest address and size */
@@ -38,8 +44,12 @@ typedef struct Fiber {
     void *tsan;
 } Fiber;
 
+/* A stack was mapped, is going to be unmapped: no red zones of the address range's last user may stay. */
 static inline unsigned fiber_stack_register(void *base, size_t size)
 {
+#ifdef BG_ASAN
+    ASAN_UNPOISON_MEMORY_REGION(base, size);
+#endif
 #ifdef HAVE_VALGRIND_VALGRIND_H
     return VALGRIND_STACK_REGISTER(base, (char *)base + size - 1);
 #else
@@ -47,8 +57,11 @@ static inline unsigned fiber_stack_register(void *base, size_t size)
 #endif
 }
 
-static inline void fiber_stack_deregister(unsigned id)
+static inline void fiber_stack_deregister(void *base, size_t size, unsigned id)
 {
+#ifdef BG_ASAN
+    ASAN_UNPOISON_MEMORY_REGION(base, size);
+#endif
 #ifdef HAVE_VALGRIND_VALGRIND_H
     VALGRIND_STACK_DEREGISTER(id);
 #endif
@@ -77,7 +90,7 @@ static inline void fiber_destroy(Fiber *f)
 }
 
 /* `from`, which is running, is about to switch to `to`; if `ends`, it never comes back. */
-static inline void fiber_leave(Fiber *from, Fiber *to, bool ends)
+FIBER_INLINE void fiber_leave(Fiber *from, Fiber *to, bool ends)
 {
 #ifdef BG_TSAN
     from->tsan = __tsan_get_current_fiber();
@@ -89,7 +102,7 @@ static inline void fiber_leave(Fiber *from, Fiber *to, bool ends)
 }
 
 /* `self` runs, having come from `previous` (may be NULL), whose stack is noted down. */
-static inline void fiber_arrive(Fiber *self, Fiber *previous)
+FIBER_INLINE void fiber_arrive(Fiber *self, Fiber *previous)
 {
 #ifdef BG_ASAN
     const void *stack;

@@ -69,7 +69,11 @@ static Coroutine *map_coroutine(void)
 
 static void unmap_coroutine(Coroutine *co)
 {
-    fiber_stack_deregister(co->valgrind_id);
+    void *base;
+    size_t size;
+
+    coroutine_stack(co, &base, &size);
+    fiber_stack_deregister(base, size, co->valgrind_id);
     munmap(co->mapping, co->mapping_size);
 }
 

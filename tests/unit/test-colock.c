@@ -57,7 +57,7 @@ static void co_mutex(AioContext *ctx)
     g_string_free(test.log, TRUE);
 }
 
-static void try_lock(void *opaque)
+static BG_NO_TSA void try_lock(void *opaque)
 {
     CoMutex *m = opaque;
 
@@ -77,7 +77,7 @@ static void co_mutex_try(AioContext *ctx)
     co_mutex_destroy(&m);
 }
 
-static void lock_twice(void *opaque)
+static BG_NO_TSA void lock_twice(void *opaque)
 {
     co_mutex_lock(opaque);
     co_mutex_lock(opaque);
@@ -92,7 +92,7 @@ static void co_mutex_recursive(AioContext *ctx)
     co_mutex_destroy(&m);
 }
 
-static void unlock_free(void *opaque)
+static BG_NO_TSA void unlock_free(void *opaque)
 {
     co_mutex_unlock(opaque);
 }
@@ -115,7 +115,7 @@ typedef struct QueueTest {
     char next_name;
 } QueueTest;
 
-static void wait_in_queue(void *opaque)
+static BG_NO_TSA void wait_in_queue(void *opaque)
 {
     QueueTest *test = opaque;
     char name = test->next_name++;
