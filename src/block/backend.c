@@ -124,10 +124,7 @@ unsigned block_backend_parked(BlockBackend *blk)
 
 static void backend_dec_in_flight(BlockBackend *blk)
 {
-    /* Pairs with block_backend_quiesce: the drainer sees our count gone, or we see its quiesce. */
-    if (atomic_fetch_sub(&blk->in_flight, 1) == 1 && atomic_load(&blk->quiesce) > 0) {
-        block_drain_kick(blk->graph);
-    }
+    block_drain_count_down(blk->graph, &blk->in_flight);
 }
 
 /* Let everything parked go, in order. */

@@ -9,6 +9,7 @@
 #include "block/drain.h"
 #include "block/graph.h"
 #include "block/io.h"
+#include "coroutine/lock.h"
 
 typedef struct ErrorLog ErrorLog;
 typedef struct ParkedRequest ParkedRequest;
@@ -20,6 +21,7 @@ struct BlockGraph {
     /* Lock order: drain_lock is a leaf; nothing is taken under it. */
     BgMutex drain_lock;
     struct DrainWaiter *drain_waiters BG_GUARDED_BY(drain_lock);
+    _Atomic int drain_waiting; /* coroutines that wait for counters to fall to 0 */
 
     /* -- main thread */
     GHashTable *by_name; /* name -> BlockNode, borrowed */
@@ -27,7 +29,9 @@ struct BlockGraph {
     GPtrArray *backends; /* in order of creation, borrowed */
     GPtrArray *sections; /* active BlockDrain */
     unsigned next_auto_name;
-    int visit; /* mark of the graph walk under way */
+    unsigned closing; /* nodes that are closing, or are about to */
+    CoQueue closed;   /* for closing == 0 */
+    int visit;        /* mark of the graph walk under way */
 };
 
 struct BlockBackend {
@@ -43,6 +47,9 @@ struct BlockBackend {
     ParkedRequest **park_last BG_GUARDED_BY(park_lock);
 };
 
+/* ---- graph.c */
+void block_graph_closing_done(BlockGraph *graph);
+
 /* ---- drain.c */
 
 /*
@@ -50,8 +57,19 @@ struct BlockBackend {
  * the drivers' drain_begin and drain_end for what came and went. Main thread.
  */
 void block_drain_graph_changed(BlockGraph *graph);
-/* A counter of something quiesced fell to zero: let the waiting sections look again. Any thread. */
+/* Let the waiting sections look again. Any thread. */
 void block_drain_kick(BlockGraph *graph);
+/*
+ * Count down an in_flight. Its owner may be freed as soon as the count is 0, so only the graph is touched
+ * after that; the graph outlives all threads. Pairs with wait_until in drain.c: either it sees our count gone
+ * or we see that it waits. Any thread.
+ */
+static inline void block_drain_count_down(BlockGraph *graph, _Atomic int *in_flight)
+{
+    if (atomic_fetch_sub(in_flight, 1) == 1 && atomic_load(&graph->drain_waiting) > 0) {
+        block_drain_kick(graph);
+    }
+}
 
 /*
  * The node is out of the graph and about to close: stop its background work and wait for what still counts on

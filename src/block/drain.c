@@ -224,11 +224,12 @@ static bool cover_is_idle(void *opaque)
 }
 
 /*
- * Sleep until idle(opaque). It is asked under the lock, so that the last completion either is seen here or
- * finds us in the list. Pairs with block_drain_kick.
+ * Sleep until idle(opaque). It is asked after drain_waiting is raised and under the lock, so that the last
+ * completion either is seen here or finds us in the list. Pairs with block_drain_count_down.
  */
 static void coroutine_fn wait_until(BlockGraph *graph, bool (*idle)(void *opaque), void *opaque)
 {
+    atomic_fetch_add(&graph->drain_waiting, 1);
     bg_mutex_lock(&graph->drain_lock);
     while (!idle(opaque)) {
         DrainWaiter w = {.co = coroutine_self(), .next = graph->drain_waiters};
@@ -238,6 +239,7 @@ static void coroutine_fn wait_until(BlockGraph *graph, bool (*idle)(void *opaque
         bg_mutex_lock(&graph->drain_lock);
     }
     bg_mutex_unlock(&graph->drain_lock);
+    atomic_fetch_sub(&graph->drain_waiting, 1);
 }
 
 void coroutine_fn block_drain_co_wait(BlockDrain *section)

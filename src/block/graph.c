@@ -23,6 +23,7 @@ BlockGraph *block_graph_new(AioContext *main_context)
     graph->backends = g_ptr_array_new();
     graph->sections = g_ptr_array_new();
     bg_mutex_init(&graph->drain_lock);
+    co_queue_init(&graph->closed);
     return graph;
 }
 
@@ -43,9 +44,20 @@ void coroutine_fn block_graph_co_close(BlockGraph *graph)
     bg_assert_main_thread();
     g_assert(graph->backends->len == 0);
     BlockNode *node;
-    while ((node = idle_named_node(graph))) {
+    while ((node = idle_named_node(graph)) || graph->closing) {
+        if (!node) {
+            co_queue_wait(&graph->closed, NULL);
+            continue;
+        }
         node->named_by_user = false;
         block_node_co_unref(node);
+    }
+}
+
+void block_graph_closing_done(BlockGraph *graph)
+{
+    if (--graph->closing == 0) {
+        co_queue_restart_all(&graph->closed);
     }
 }
 
@@ -58,6 +70,7 @@ void block_graph_free(BlockGraph *graph)
     g_ptr_array_unref(graph->sections);
     error_log_free(graph->errors);
     bg_mutex_destroy(&graph->drain_lock);
+    co_queue_destroy(&graph->closed);
     aio_context_unref(graph->main_context);
     g_free(graph);
 }

@@ -13,7 +13,7 @@
 BlockGraph *block_graph_new(AioContext *main_context);
 /* Closes what is left, children after parents, and frees. No backend may be left. Main thread, coroutine. */
 void coroutine_fn block_graph_co_close(BlockGraph *graph);
-/* After block_graph_co_close. */
+/* After block_graph_co_close, and after the end of every thread that did I/O. */
 void block_graph_free(BlockGraph *graph);
 AioContext *block_graph_main_context(const BlockGraph *graph);
 

@@ -21,6 +21,7 @@ static inline int64_t node_alignment(const BlockNode *node)
 
 /* Aligned for the node; free with free(3); NULL where memory is short. */
 void *node_bounce_new(const BlockNode *node, size_t bytes);
-int64_t node_piece_length(const BlockNode *node, int64_t bytes, const IoVector *qiov, size_t qiov_offset);
+int64_t node_piece_length(const BlockNode *node, int64_t bytes, const IoVector *qiov, size_t qiov_offset,
+                          bool *bounce);
 
 #endif /* BG_BLOCK_IO_INTERNAL_H */

@@ -49,8 +49,8 @@ static void coroutine_fn node_write_begin(NodeWrite *w, BlockNode *node, BlockOp
     if (serialising && end > block_node_length(node)) {
         end = INT64_MAX; /* cuts the last block back to the length: nobody may append meanwhile */
     }
+    w->epoch = flush_write_begin(node->flush); /* before the way to the node's home: accepted is accepted */
     node_request_begin(&w->req, node, op, offset, bytes);
-    w->epoch = flush_write_begin(node->flush);
     request_tracker_begin(node->tracker, &w->tracked, start, end - start, serialising);
 }
 
@@ -113,9 +113,9 @@ static int coroutine_fn write_aligned(BlockNode *node, int64_t offset, int64_t b
 {
     int ret = 0;
     while (bytes > 0 && ret == 0) {
-        int64_t n = node_piece_length(node, bytes, qiov, qiov_offset);
-        if (bg_unlikely(n == 0)) {
-            n = node_alignment(node);
+        bool bounce;
+        int64_t n = node_piece_length(node, bytes, qiov, qiov_offset, &bounce);
+        if (bg_unlikely(bounce)) {
             ret = write_bounced(node, offset, n, qiov, qiov_offset, flags);
         } else {
             ret = write_piece(node, offset, n, qiov, qiov_offset, flags);
@@ -216,7 +216,10 @@ int coroutine_fn block_child_co_pwritev(BlockChild *child, int64_t offset, int64
     block_node_inc_in_flight(node);
     NodeWrite w;
     node_write_begin(&w, node, BLOCK_OP_WRITE, offset, bytes);
-    ret = write_any(node, offset, bytes, qiov, qiov_offset, flags);
+    ret = check_write(child, offset + bytes); /* again: a truncate may have come first */
+    if (ret == 0) {
+        ret = write_any(node, offset, bytes, qiov, qiov_offset, flags);
+    }
     ret = node_write_end(&w, ret);
     ret = finish_fua(node, flags, node->supported_write_flags, ret);
     block_node_dec_in_flight(node);
@@ -352,8 +355,11 @@ int coroutine_fn block_child_co_pwrite_zeroes(BlockChild *child, int64_t offset,
     block_node_inc_in_flight(node);
     NodeWrite w;
     node_write_begin(&w, node, BLOCK_OP_WRITE_ZEROES, offset, bytes);
-    ret = flags & BLOCK_REQ_ALLOCATE ? node_co_allocate(node, offset, bytes, flags)
-                                     : node_co_zero(node, offset, bytes, flags);
+    ret = check_write(child, offset + bytes);
+    if (ret == 0) {
+        ret = flags & BLOCK_REQ_ALLOCATE ? node_co_allocate(node, offset, bytes, flags)
+                                         : node_co_zero(node, offset, bytes, flags);
+    }
     ret = node_write_end(&w, ret);
     ret = finish_fua(node, flags, node->supported_write_flags & node->supported_zero_flags, ret);
     block_node_dec_in_flight(node);
@@ -381,15 +387,19 @@ int coroutine_fn block_child_co_pdiscard(BlockChild *child, int64_t offset, int6
     if (ret == 0) {
         ret = check_write(child, 0);
     }
+    if (ret < 0 || !node->discard_unmap) {
+        return ret;
+    }
     bytes = MIN(bytes, block_node_length(node) - offset);
     int64_t align = MAX(node_alignment(node), (int64_t)node->limits.pdiscard_alignment);
     int64_t start = ROUND_UP(offset, align), end = ROUND_DOWN(offset + bytes, align);
-    if (ret < 0 || start >= end || !node->discard_unmap) {
-        return ret;
+    if (start >= end) {
+        return 0;
     }
     int64_t most = node->limits.max_pdiscard ? node->limits.max_pdiscard : end - start;
     NodeWrite w;
     node_write_begin(&w, node, BLOCK_OP_DISCARD, start, end - start);
+    end = MIN(end, ROUND_DOWN(block_node_length(node), align)); /* a truncate may have come first */
     while (start < end && ret == 0) {
         int64_t n = MIN(end - start, most);
         ret = discard_piece(node, start, n);
@@ -416,15 +426,15 @@ int coroutine_fn block_child_co_truncate(BlockChild *child, int64_t length, GErr
 {
     BlockNode *node = child->node;
     if (length < 0 || length > BLOCK_MAX_LENGTH) {
-        return bg_error_set(errp, EFBIG, "node '%s': impossible length %" G_GINT64_FORMAT, node->name,
-                            length);
+        return bg_error_set(errp, length < 0 ? EINVAL : EFBIG,
+                            "node '%s': impossible length %" G_GINT64_FORMAT, node->name, length);
     }
     if (!(child->perm & BLOCK_PERM_RESIZE) || node->read_only) {
         return bg_error_set(errp, EACCES, "node '%s' may not be resized by its user", node->name);
     }
     NodeWrite w = {0};
-    node_request_begin(&w.req, node, BLOCK_OP_TRUNCATE, length, 0);
     w.epoch = flush_write_begin(node->flush);
+    node_request_begin(&w.req, node, BLOCK_OP_TRUNCATE, length, 0);
     int64_t from = MIN(length, block_node_length(node));
     request_tracker_begin(node->tracker, &w.tracked, from, INT64_MAX - from, true);
     int ret = truncate_node(node, length, errp);
@@ -469,15 +479,19 @@ static bool drivers_can_copy(const BlockNode *src, const BlockNode *dst, int64_t
            src_offset + bytes <= block_node_length((BlockNode *)src);
 }
 
-static int coroutine_fn copy_by_driver(BlockNode *src, int64_t src_offset, BlockNode *dst, int64_t dst_offset,
-                                       int64_t bytes)
+static int coroutine_fn copy_by_driver(BlockNode *src, int64_t src_offset, BlockChild *dst,
+                                       int64_t dst_offset, int64_t bytes)
 {
+    BlockNode *node = dst->node;
     NodeWrite w;
     block_node_inc_in_flight(src);
-    node_write_begin(&w, dst, BLOCK_OP_COPY_RANGE, dst_offset, bytes);
-    int ret = dst->driver->co_copy_range(src, src_offset, dst, dst_offset, bytes);
+    node_write_begin(&w, node, BLOCK_OP_COPY_RANGE, dst_offset, bytes);
+    int ret = check_write(dst, dst_offset + bytes);
     if (ret == 0) {
-        length_grow(dst, dst_offset + bytes);
+        ret = node->driver->co_copy_range(src, src_offset, node, dst_offset, bytes);
+    }
+    if (ret == 0) {
+        length_grow(node, dst_offset + bytes);
     }
     ret = node_write_end(&w, ret);
     block_node_dec_in_flight(src);
@@ -498,7 +512,7 @@ int coroutine_fn block_child_co_copy_range(BlockChild *src, int64_t src_offset, 
         return ret;
     }
     if (drivers_can_copy(src->node, dst->node, src_offset, dst_offset, bytes)) {
-        ret = copy_by_driver(src->node, src_offset, dst->node, dst_offset, bytes);
+        ret = copy_by_driver(src->node, src_offset, dst, dst_offset, bytes);
         if (ret != -ENOTSUP) {
             return ret;
         }

@@ -61,30 +61,58 @@ void *node_bounce_new(const BlockNode *node, size_t bytes)
     return aligned_alloc(align, ROUND_UP(MAX(bytes, 1), align));
 }
 
-/*
- * How much of [qiov_offset, +bytes) the driver takes in one call; a multiple of the alignment. 0: even one
- * aligned block has more elements than the driver takes.
+/* The largest n of `bytes` whose memory has no more elements than the driver takes; aligned where it is less.
  */
-int64_t node_piece_length(const BlockNode *node, int64_t bytes, const IoVector *qiov, size_t qiov_offset)
+static int64_t within_max_iov(const BlockNode *node, int64_t n, const IoVector *qiov, size_t skip)
 {
-    const BlockLimits *l = &node->limits;
-    int64_t n = l->max_transfer ? MIN(bytes, l->max_transfer) : bytes;
-    if (!l->max_iov || qiov->niov <= l->max_iov) {
+    int max_iov = node->limits.max_iov;
+    if (!max_iov || qiov->niov <= max_iov) {
         return n;
     }
-    size_t skip = qiov_offset;
     const struct iovec *v = qiov->iov;
     while (skip >= v->iov_len) {
         skip -= (v++)->iov_len;
     }
     int64_t room = (int64_t)v->iov_len - (int64_t)skip;
-    for (int i = 1; i < l->max_iov && room < n; i++) {
+    for (int i = 1; i < max_iov && room < n; i++) {
         room += (int64_t)(++v)->iov_len;
     }
-    if (room >= n) {
-        return n;
+    return room < n ? ROUND_DOWN(room, node_alignment(node)) : n;
+}
+
+/* Whether the memory suits a driver that cares (direct I/O): addresses, and lengths in whole blocks. */
+static bool memory_is_aligned(const BlockNode *node, int64_t n, const IoVector *qiov, size_t skip)
+{
+    uintptr_t mask = node->limits.memory_alignment - 1, len_mask = node_alignment(node) - 1;
+    const struct iovec *v = qiov->iov;
+    while (skip >= v->iov_len) {
+        skip -= (v++)->iov_len;
     }
-    return room - room % node_alignment(node);
+    for (; n > 0; v++, skip = 0) {
+        size_t len = MIN(v->iov_len - skip, (size_t)n);
+        if ((((uintptr_t)v->iov_base + skip) & mask) || (len & len_mask)) {
+            return false;
+        }
+        n -= (int64_t)len;
+    }
+    return true;
+}
+
+/*
+ * How much of [qiov_offset, +bytes) the driver takes in one call; a multiple of the alignment. *bounce: only
+ * through memory of our own, as the caller's lies too scattered or at the wrong addresses.
+ */
+int64_t node_piece_length(const BlockNode *node, int64_t bytes, const IoVector *qiov, size_t qiov_offset,
+                          bool *bounce)
+{
+    const BlockLimits *l = &node->limits;
+    int64_t most = l->max_transfer ? MIN(bytes, l->max_transfer) : bytes;
+    int64_t n = within_max_iov(node, most, qiov, qiov_offset);
+    *bounce = n == 0 || (l->memory_alignment > 1 && !memory_is_aligned(node, n, qiov, qiov_offset));
+    if (bg_unlikely(*bounce)) {
+        n = MIN(most, MAX(ROUND_DOWN(BOUNCE_MAX, node_alignment(node)), node_alignment(node)));
+    }
+    return n;
 }
 
 /* ---- Reading */
@@ -101,7 +129,7 @@ static int coroutine_fn read_piece(BlockNode *node, int64_t offset, int64_t byte
     return -ENOTSUP;
 }
 
-/* Through memory of our own: a block that is scattered more than the driver takes. */
+/* Through memory of our own. */
 static int coroutine_fn read_bounced(BlockNode *node, int64_t offset, int64_t bytes, const IoVector *qiov,
                                      size_t qiov_offset)
 {
@@ -124,9 +152,9 @@ int coroutine_fn node_co_driver_preadv(BlockNode *node, int64_t offset, int64_t 
 {
     int ret = 0;
     while (bytes > 0 && ret == 0) {
-        int64_t n = node_piece_length(node, bytes, qiov, qiov_offset);
-        if (bg_unlikely(n == 0)) {
-            n = node_alignment(node);
+        bool bounce;
+        int64_t n = node_piece_length(node, bytes, qiov, qiov_offset, &bounce);
+        if (bg_unlikely(bounce)) {
             ret = read_bounced(node, offset, n, qiov, qiov_offset);
         } else {
             ret = read_piece(node, offset, n, qiov, qiov_offset);

@@ -307,7 +307,9 @@ static void leave_graph(BlockNode *node)
 
 static void coroutine_fn node_co_close(BlockNode *node)
 {
+    BlockGraph *graph = node->graph;
     g_assert(node->parents->len == 0);
+    graph->closing++;
     leave_graph(node);
     block_drain_co_quiet_for_close(node);
     if (!node->read_only) {
@@ -318,6 +320,7 @@ static void coroutine_fn node_co_close(BlockNode *node)
     }
     detach_children(node);
     node_free(node);
+    block_graph_closing_done(graph);
 }
 
 void coroutine_fn block_node_co_unref(BlockNode *node)
@@ -329,18 +332,25 @@ void coroutine_fn block_node_co_unref(BlockNode *node)
     }
 }
 
-static void coroutine_fn close_entry(void *opaque)
+static void coroutine_fn unref_entry(void *opaque)
 {
-    node_co_close(opaque);
+    BlockNode *node = opaque;
+    BlockGraph *graph = node->graph;
+    block_node_co_unref(node);
+    block_graph_closing_done(graph);
 }
 
 void block_node_unref_later(BlockNode *node)
 {
     bg_assert_main_thread();
     g_assert(node->refcount > 0);
-    if (--node->refcount == 0) {
-        aio_co_schedule(node->graph->main_context, coroutine_create(close_entry, node));
+    if (node->refcount > 1) {
+        node->refcount--;
+        return;
     }
+    /* The last reference passes to the coroutine: until it runs, the node is as any other. */
+    node->graph->closing++;
+    aio_co_schedule(node->graph->main_context, coroutine_create(unref_entry, node));
 }
 
 /* ---- In-flight count */
@@ -352,12 +362,7 @@ void block_node_inc_in_flight(BlockNode *node)
 
 void block_node_dec_in_flight(BlockNode *node)
 {
-    /* Pairs with cover_enter: the drainer sees our count gone, or we see its quiesce. The graph outlives the
-     * node. */
-    BlockGraph *graph = node->graph;
-    if (atomic_fetch_sub(&node->in_flight, 1) == 1 && atomic_load(&node->quiesce) > 0) {
-        block_drain_kick(graph);
-    }
+    block_drain_count_down(node->graph, &node->in_flight);
 }
 
 /* ---- Home context */
