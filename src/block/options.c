@@ -24,8 +24,9 @@ struct BlockOptions {
 
 static void put_key(GHashTable *set, const char *key)
 {
-    if (!g_hash_table_contains(set, key))
+    if (!g_hash_table_contains(set, key)) {
         g_hash_table_add(set, g_strdup(key));
+    }
 }
 
 static void mark_known(BlockOptions *opts, const char *key)
@@ -48,8 +49,9 @@ BlockOptions *block_options_new(const char *what, const char *prefix, JsonObject
 
 void block_options_free(BlockOptions *opts)
 {
-    if (!opts)
+    if (!opts) {
         return;
+    }
     g_hash_table_destroy(opts->known);
     g_hash_table_destroy(opts->hinted);
     json_object_unref(opts->object);
@@ -89,8 +91,9 @@ static JsonNode *find_value(JsonObject *object, const char *key, unsigned *count
 {
     JsonNode *found = json_object_get_member(object, key);
 
-    if (found)
+    if (found) {
         (*count)++;
+    }
     for (const char *dot = strchr(key, '.'); dot; dot = strchr(dot + 1, '.')) {
         g_autofree char *head = g_strndup(key, dot - key);
         JsonNode *inner = json_object_get_member(object, head);
@@ -110,8 +113,9 @@ static bool get_value(BlockOptions *opts, const char *key, JsonNode **out, GErro
 
     mark_known(opts, key);
     *out = find_value(opts->object, key, &count);
-    if (count > 1)
+    if (count > 1) {
         return block_options_error(opts, key, errp, EINVAL, "given more than once");
+    }
     return true;
 }
 
@@ -124,8 +128,9 @@ static bool has_dotted(JsonObject *object, const char *key)
 
     json_object_iter_init(&iter, object);
     while (json_object_iter_next(&iter, &name, &value)) {
-        if (strncmp(name, key, len) == 0 && name[len] == '.')
+        if (strncmp(name, key, len) == 0 && name[len] == '.') {
             return true;
+        }
     }
     return false;
 }
@@ -155,8 +160,9 @@ static const char *kind_of(JsonNode *value)
     default:
         break;
     }
-    if (holds(value, G_TYPE_STRING))
+    if (holds(value, G_TYPE_STRING)) {
         return "a string";
+    }
     return holds(value, G_TYPE_BOOLEAN) ? "a boolean" : "a number";
 }
 
@@ -173,15 +179,18 @@ bool block_options_get_string(BlockOptions *opts, const char *key, char **out, G
 {
     JsonNode *value;
 
-    if (!get_value(opts, key, &value, errp))
+    if (!get_value(opts, key, &value, errp)) {
         return false;
+    }
     if (!value) {
-        if (has_dotted(opts->object, key))
+        if (has_dotted(opts->object, key)) {
             return block_options_error(opts, key, errp, EINVAL, "expected a string, not an object");
+        }
         return true;
     }
-    if (!holds(value, G_TYPE_STRING))
+    if (!holds(value, G_TYPE_STRING)) {
         return block_options_error(opts, key, errp, EINVAL, "expected a string, not %s", kind_of(value));
+    }
     *out = g_strdup(json_node_get_string(value));
     return true;
 }
@@ -190,10 +199,12 @@ bool block_options_require_string(BlockOptions *opts, const char *key, char **ou
 {
     g_autofree char *text = NULL;
 
-    if (!block_options_get_string(opts, key, &text, errp))
+    if (!block_options_get_string(opts, key, &text, errp)) {
         return false;
-    if (!text || !*text)
+    }
+    if (!text || !*text) {
         return block_options_error(opts, key, errp, EINVAL, text ? "must not be empty" : "is required");
+    }
     *out = g_steal_pointer(&text);
     return true;
 }
@@ -203,17 +214,20 @@ static bool get_scalar(BlockOptions *opts, const char *key, const char *expected
                        JsonNode **value, const char **text, GError **errp)
 {
     *text = NULL;
-    if (!get_value(opts, key, value, errp))
+    if (!get_value(opts, key, value, errp)) {
         return false;
+    }
     if (!*value) {
-        if (has_dotted(opts->object, key))
+        if (has_dotted(opts->object, key)) {
             return block_options_error(opts, key, errp, EINVAL, "expected %s, not an object", expected);
+        }
         return true;
     }
-    if (holds(*value, G_TYPE_STRING))
+    if (holds(*value, G_TYPE_STRING)) {
         *text = json_node_get_string(*value);
-    else if (!holds(*value, type))
+    } else if (!holds(*value, type)) {
         return block_options_error(opts, key, errp, EINVAL, "expected %s, not %s", expected, kind_of(*value));
+    }
     return true;
 }
 
@@ -222,12 +236,15 @@ bool block_options_get_bool(BlockOptions *opts, const char *key, bool *out, GErr
     const char *text;
     JsonNode *value;
 
-    if (!get_scalar(opts, key, "on or off", G_TYPE_BOOLEAN, &value, &text, errp))
+    if (!get_scalar(opts, key, "on or off", G_TYPE_BOOLEAN, &value, &text, errp)) {
         return false;
-    if (text && text_parse_bool(text, out) < 0)
+    }
+    if (text && text_parse_bool(text, out) < 0) {
         return block_options_error(opts, key, errp, EINVAL, "expected on or off, not '%s'", text);
-    if (value && !text)
+    }
+    if (value && !text) {
         *out = json_node_get_boolean(value);
+    }
     return true;
 }
 
@@ -251,20 +268,25 @@ bool block_options_get_uint64(BlockOptions *opts, const char *key, uint64_t min,
     uint64_t number;
     int ret = 0;
 
-    if (!get_scalar(opts, key, "a number", G_TYPE_INT64, &value, &text, errp))
+    if (!get_scalar(opts, key, "a number", G_TYPE_INT64, &value, &text, errp)) {
         return false;
-    if (!value)
+    }
+    if (!value) {
         return true;
-    if (text)
+    }
+    if (text) {
         ret = text_parse_uint64(text, &number);
-    else if (json_node_get_int(value) < 0)
+    } else if (json_node_get_int(value) < 0) {
         ret = -ERANGE;
-    else
+    } else {
         number = json_node_get_int(value);
-    if (ret == -EINVAL)
+    }
+    if (ret == -EINVAL) {
         return block_options_error(opts, key, errp, EINVAL, "'%s' is not a whole number", text);
-    if (ret < 0 || number < min || number > max)
+    }
+    if (ret < 0 || number < min || number > max) {
         return range_error(opts, key, text, value, min, max, errp);
+    }
     *out = number;
     return true;
 }
@@ -276,21 +298,26 @@ bool block_options_get_size(BlockOptions *opts, const char *key, int64_t *out, G
     uint64_t number;
     int ret = 0;
 
-    if (!get_scalar(opts, key, "a size", G_TYPE_INT64, &value, &text, errp))
+    if (!get_scalar(opts, key, "a size", G_TYPE_INT64, &value, &text, errp)) {
         return false;
-    if (!value)
+    }
+    if (!value) {
         return true;
-    if (text)
+    }
+    if (text) {
         ret = text_parse_size(text, &number);
-    else if (json_node_get_int(value) < 0)
+    } else if (json_node_get_int(value) < 0) {
         ret = -ERANGE;
-    else
+    } else {
         number = json_node_get_int(value);
-    if (ret == -EINVAL)
+    }
+    if (ret == -EINVAL) {
         return block_options_error(opts, key, errp, EINVAL,
                                    "'%s' is not a size (bytes, or with a suffix k, M, G, T, P or E)", text);
-    if (ret < 0 || number > (uint64_t)BLOCK_MAX_LENGTH)
+    }
+    if (ret < 0 || number > (uint64_t)BLOCK_MAX_LENGTH) {
         return range_error(opts, key, text, value, 0, BLOCK_MAX_LENGTH, errp);
+    }
     *out = (int64_t)number;
     return true;
 }
@@ -302,10 +329,12 @@ bool block_options_get_enum(BlockOptions *opts, const char *key, const char *con
     g_autofree char *text = NULL;
     const char *nearest;
 
-    if (!block_options_get_string(opts, key, &text, errp))
+    if (!block_options_get_string(opts, key, &text, errp)) {
         return false;
-    if (!text)
+    }
+    if (!text) {
         return true;
+    }
     for (int i = 0; words[i]; i++) {
         if (strcmp(words[i], text) == 0) {
             *out = i;
@@ -313,9 +342,10 @@ bool block_options_get_enum(BlockOptions *opts, const char *key, const char *con
         }
     }
     nearest = text_nearest(text, words);
-    if (nearest)
+    if (nearest) {
         return block_options_error(opts, key, errp, EINVAL, "unknown value '%s', did you mean '%s'?", text,
                                    nearest);
+    }
     all = g_strjoinv(", ", (char **)words);
     return block_options_error(opts, key, errp, EINVAL, "unknown value '%s', expected one of %s", text, all);
 }
@@ -331,10 +361,12 @@ static JsonObject *collect_dotted(JsonObject *object, const char *key)
 
     json_object_iter_init(&iter, object);
     while (json_object_iter_next(&iter, &name, &value)) {
-        if (strncmp(name, key, len) != 0 || name[len] != '.' || !name[len + 1])
+        if (strncmp(name, key, len) != 0 || name[len] != '.' || !name[len + 1]) {
             continue;
-        if (!result)
+        }
+        if (!result) {
             result = json_object_new();
+        }
         json_object_set_member(result, name + len + 1, json_node_copy(value));
     }
     return result;
@@ -350,8 +382,9 @@ static bool merge_members(JsonObject *to, JsonObject *from, const char **twice)
     while (json_object_iter_next(&iter, twice, &value)) {
         unsigned count = 0;
 
-        if (find_value(to, *twice, &count))
+        if (find_value(to, *twice, &count)) {
             return false;
+        }
         json_object_set_member(to, *twice, json_node_copy(value));
     }
     return true;
@@ -363,10 +396,12 @@ bool block_options_get_object(BlockOptions *opts, const char *key, JsonObject **
     const char *twice;
     JsonNode *value;
 
-    if (!get_value(opts, key, &value, errp))
+    if (!get_value(opts, key, &value, errp)) {
         return false;
-    if (value && !JSON_NODE_HOLDS_OBJECT(value))
+    }
+    if (value && !JSON_NODE_HOLDS_OBJECT(value)) {
         return block_options_error(opts, key, errp, EINVAL, "expected an object, not %s", kind_of(value));
+    }
     dotted = collect_dotted(opts->object, key);
     if (dotted && value && !merge_members(dotted, json_node_get_object(value), &twice)) {
         g_autofree char *full = g_strdup_printf("%s.%s", key, twice);
@@ -374,33 +409,39 @@ bool block_options_get_object(BlockOptions *opts, const char *key, JsonObject **
         json_object_unref(dotted);
         return block_options_error(opts, full, errp, EINVAL, "given more than once");
     }
-    if (dotted)
+    if (dotted) {
         *out = dotted;
-    else if (value)
+    } else if (value) {
         *out = json_object_ref(json_node_get_object(value));
+    }
     return true;
 }
 
 bool block_options_get_child(BlockOptions *opts, const char *key, char **ref, JsonObject **object,
                              GError **errp)
 {
-    if (!block_options_is_string(opts, key))
+    if (!block_options_is_string(opts, key)) {
         return block_options_get_object(opts, key, object, errp);
-    if (has_dotted(opts->object, key))
-        return block_options_error(opts, key, errp, EINVAL, "names a node and describes one at the same time");
+    }
+    if (has_dotted(opts->object, key)) {
+        return block_options_error(opts, key, errp, EINVAL,
+                                   "names a node and describes one at the same time");
+    }
     return block_options_get_string(opts, key, ref, errp);
 }
 
 /* Whether path, or an object that it lies in, was asked for. */
 static bool covered(BlockOptions *opts, const char *path)
 {
-    if (g_hash_table_contains(opts->known, path))
+    if (g_hash_table_contains(opts->known, path)) {
         return true;
+    }
     for (const char *dot = strchr(path, '.'); dot; dot = strchr(dot + 1, '.')) {
         g_autofree char *head = g_strndup(path, dot - path);
 
-        if (g_hash_table_contains(opts->known, head))
+        if (g_hash_table_contains(opts->known, head)) {
             return true;
+        }
     }
     return false;
 }
@@ -410,9 +451,10 @@ static bool unknown_error(BlockOptions *opts, const char *path, GError **errp)
     g_autofree char **words = (char **)g_hash_table_get_keys_as_array(opts->hinted, NULL);
     const char *nearest = text_nearest(path, (const char *const *)words);
 
-    if (nearest)
+    if (nearest) {
         return block_options_error(opts, path, errp, EINVAL, "unknown option, did you mean '%s%s'?",
                                    opts->prefix, nearest);
+    }
     return block_options_error(opts, path, errp, EINVAL, "unknown option");
 }
 
@@ -425,8 +467,9 @@ static bool has_known_below(BlockOptions *opts, const char *path)
 
     g_hash_table_iter_init(&iter, opts->known);
     while (g_hash_table_iter_next(&iter, &key, NULL)) {
-        if (strncmp(key, path, len) == 0 && ((const char *)key)[len] == '.')
+        if (strncmp(key, path, len) == 0 && ((const char *)key)[len] == '.') {
             return true;
+        }
     }
     return false;
 }
@@ -443,13 +486,16 @@ static bool check_members(BlockOptions *opts, JsonObject *object, const char *pa
         g_autofree char *full = g_strconcat(path, name, NULL);
         g_autofree char *below = NULL;
 
-        if (covered(opts, full))
+        if (covered(opts, full)) {
             continue;
-        if (!JSON_NODE_HOLDS_OBJECT(value) || !has_known_below(opts, full))
+        }
+        if (!JSON_NODE_HOLDS_OBJECT(value) || !has_known_below(opts, full)) {
             return unknown_error(opts, full, errp);
+        }
         below = g_strconcat(full, ".", NULL);
-        if (!check_members(opts, json_node_get_object(value), below, errp))
+        if (!check_members(opts, json_node_get_object(value), below, errp)) {
             return false;
+        }
     }
     return true;
 }

@@ -1,0 +1,44 @@
+/*
+ * The command line of blockgraphfs. blockgraphfs(8) describes it for users.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#ifndef BG_CONTROL_COMMAND_LINE_H
+#define BG_CONTROL_COMMAND_LINE_H
+
+#include "control/graph-config.h"
+#include "control/mount-options.h"
+
+typedef enum CommandAction {
+    COMMAND_RUN,
+    COMMAND_HELP,
+    COMMAND_VERSION,
+} CommandAction;
+
+typedef struct CommandLine {
+    CommandAction action;
+    char *source;     /* as given; NULL: absent */
+    char *mountpoint; /* absolute; NULL: absent */
+    char *format;     /* NULL: absent */
+    char *pidfile;    /* absolute; NULL: absent */
+    bool foreground;
+    bool daemonize;
+    bool debug; /* implies foreground */
+    bool verbose;
+    bool one_queue;
+    MountOptions *mount;
+    Config *config; /* the nodes, exports and objects of the command line */
+} CommandLine;
+
+/* Parse what main() was given. NULL and *errp: an unknown option with the nearest known, a contradiction. */
+CommandLine *command_line_parse(int argc, char *const *argv, GError **errp);
+void command_line_free(CommandLine *line);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(CommandLine, command_line_free)
+
+/* Whether the command goes to the background once it is up. */
+bool command_line_background(const CommandLine *line);
+
+/* The text of --help. Static. */
+const char *command_line_help(void);
+
+#endif /* BG_CONTROL_COMMAND_LINE_H */
