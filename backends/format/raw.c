@@ -128,16 +128,61 @@ static int coroutine_fn raw_co_copy_range(BlockNode *src, int64_t src_offset, Bl
                                      bytes);
 }
 
+/* ---- Permissions */
+
+static bool raw_is_window(const RawState *s)
+{
+    return s->has_size || s->offset > 0;
+}
+
 /*
- * What the users above take and share, but nobody else may resize the child: our length would be wrong. A
- * window of fixed size never resizes it.
+ * What the users above take and share, but:
+ *   - nobody else may resize the child, as our length would be wrong;
+ *   - a window of fixed size never resizes it;
+ *   - the writer of a window lets others write beside it. raw_check_perm keeps windows apart.
  */
 static void raw_child_perm(BlockNode *node, BlockChild *child, BlockPerm perm, BlockPerm shared,
                            BlockPerm *child_perm, BlockPerm *child_shared)
 {
     RawState *s = node->opaque;
     *child_perm = s->has_size ? perm & ~BLOCK_PERM_RESIZE : perm;
+    if (raw_is_window(s) && (perm & BLOCK_PERM_WRITE)) {
+        shared |= BLOCK_PERM_WRITE | BLOCK_PERM_WRITE_UNCHANGED;
+    }
     *child_shared = shared & ~BLOCK_PERM_RESIZE;
+}
+
+static int64_t raw_end(BlockNode *node)
+{
+    RawState *s = node->opaque;
+    return s->has_size ? s->offset + block_node_length(node) : INT64_MAX;
+}
+
+static bool raw_overlaps(BlockNode *a, BlockNode *b)
+{
+    RawState *sa = a->opaque, *sb = b->opaque;
+    return sa->offset < raw_end(b) && sb->offset < raw_end(a);
+}
+
+/* Windows of one child that overlap are as one node to their users. */
+static int raw_check_perm(BlockNode *node, BlockPerm perm, BlockPerm shared, GError **errp)
+{
+    BlockNode *below = node->file->node;
+    for (guint i = 0; i < below->parents->len; i++) {
+        BlockNode *other = ((BlockChild *)g_ptr_array_index(below->parents, i))->parent;
+        if (!other || other == node || other->driver != node->driver || !raw_overlaps(node, other)) {
+            continue;
+        }
+        BlockPerm contested = (perm & ~other->new_shared) | (other->new_perm & ~shared);
+        if (contested & BLOCK_PERM_WRITE) {
+            return bg_error_set(
+                errp, EBUSY,
+                "node '%s': its window of node '%s' overlaps that of node '%s', and only one of "
+                "them may have a writer",
+                node->name, below->name, other->name);
+        }
+    }
+    return 0;
 }
 
 const BlockDriver block_driver_raw = {
@@ -152,4 +197,5 @@ const BlockDriver block_driver_raw = {
     .co_truncate = raw_co_truncate,
     .co_copy_range = raw_co_copy_range,
     .child_perm = raw_child_perm,
+    .check_perm = raw_check_perm,
 };

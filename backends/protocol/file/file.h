@@ -41,6 +41,7 @@ const char *file_type_name(mode_t mode);
 bool file_is_in_own_mount(int fd);
 /* Length in bytes, or -errno. */
 int64_t file_probe_length(int fd, bool is_device);
+bool file_is_read_only_device(int fd);
 /* Fill in durable and local. */
 void file_probe_storage(FileState *s);
 /* Fill in the limits. 0, or -errno where O_DIRECT does not work on this file. */

@@ -89,7 +89,15 @@ static int open_again(const OpenJob *job, int path_fd, bool writable)
     }
     g_autofree char *path = g_strdup_printf("/proc/self/fd/%d", path_fd);
     int fd = open(path, flags);
-    return fd < 0 ? -errno : fd;
+    if (fd < 0) {
+        return -errno;
+    }
+    /* The kernel opens a read-only device for writing, and fails the writes. */
+    if (writable && job->s->is_device && file_is_read_only_device(fd)) {
+        close(fd);
+        return -EROFS;
+    }
+    return fd;
 }
 
 static bool is_write_refusal(int ret)

@@ -100,6 +100,12 @@ int64_t file_probe_length(int fd, bool is_device)
     return fstat(fd, &st) < 0 ? -errno : st.st_size;
 }
 
+bool file_is_read_only_device(int fd)
+{
+    int read_only = 0;
+    return ioctl(fd, BLKROGET, &read_only) == 0 && read_only;
+}
+
 /* Name of a block device in /sys, e.g. "sda1"; NULL if there is none. */
 static char *device_name(dev_t dev)
 {
