@@ -51,6 +51,7 @@ typedef struct TestMem {
     TestDriver d;
     uint8_t *data;
     int64_t capacity;
+    _Atomic int64_t size; /* as a file's: grows with writes beyond it */
     bool no_zeroes, no_copy;
     bool erase_discarded; /* a discard overwrites with TEST_DISCARD_BYTE */
     AioContext *home;     /* test-home: where calls must come */

@@ -70,9 +70,11 @@ static void coroutine_fn test_order(TestEnv *env)
     g_assert_cmpint(block_backend_co_truncate(s.blk, 4096, NULL), ==, 0);
     g_assert_cmpint(block_backend_co_flush(s.blk), ==, 0);
     check_record(&s, "truncate 4096+0, flush");
-    g_assert_cmpint(block_backend_co_copy_range(s.blk, 0, s.blk, 1024, 512), ==, 0);
-    g_assert_cmpint(block_backend_co_flush(s.blk), ==, 0);
+    BlockBackend *direct = test_backend(env, "direct", s.leaf);
+    g_assert_cmpint(block_backend_co_copy_range(direct, 0, direct, 1024, 512), ==, 0);
+    g_assert_cmpint(block_backend_co_flush(direct), ==, 0);
     check_record(&s, "copy-range 1024+512, flush");
+    block_backend_co_free(direct);
     stack_close(env, &s);
 }
 
@@ -174,27 +176,48 @@ static void coroutine_fn test_waits_for_writes(TestEnv *env)
     Stack s = stack_open(env, "");
     unsigned before = test_calls(s.leaf, BLOCK_OP_FLUSH);
     test_mem_hold(s.leaf, BLOCK_OP_WRITE, 0);
-    test_mem_hold(s.leaf, BLOCK_OP_WRITE, 4096);
-    TestRequest *w1 = test_request_start(test_iothread(env, 0), s.blk, BLOCK_OP_WRITE, 0, 512, 1);
+    TestRequest *write = test_request_start(test_iothread(env, 0), s.blk, BLOCK_OP_WRITE, 0, 512, 1);
     test_wait(test_mem_waiting(s.leaf) == 1);
     TestRequest *flush = start_flush(env->ctx, &s);
-    test_settle();
-    TestRequest *w2 = test_request_start(test_iothread(env, 1), s.blk, BLOCK_OP_WRITE, 4096, 512, 1);
-    test_wait(test_mem_waiting(s.leaf) == 2);
+    TestRequest *other = start_flush(test_iothread(env, 1), &s);
     test_settle();
     g_assert_false(test_request_done(flush));
+    g_assert_false(test_request_done(other));
     g_assert_cmpuint(test_calls(s.leaf, BLOCK_OP_FLUSH), ==, before);
-    /* The write accepted before holds it up, the one accepted after does not. */
+    test_mem_release(s.leaf, BLOCK_OP_WRITE, 0);
+    g_assert_cmpint(test_request_finish(write), ==, 0);
+    g_assert_cmpint(test_request_finish(flush), ==, 0);
+    g_assert_cmpint(test_request_finish(other), ==, 0);
+    check_record(&s, "write 0+512, flush");
+    stack_close(env, &s);
+}
+
+/* Of one node: a write accepted before the flush holds it up, one accepted after does not. */
+static void coroutine_fn test_later_writes(TestEnv *env)
+{
+    Stack s = stack_open(env, "");
+    BlockBackend *blk = test_backend(env, "direct", s.leaf);
+    unsigned before = test_calls(s.leaf, BLOCK_OP_FLUSH);
+    test_mem_hold(s.leaf, BLOCK_OP_WRITE, 0);
+    test_mem_hold(s.leaf, BLOCK_OP_WRITE, 4096);
+    TestRequest *early = test_request_start(test_iothread(env, 0), blk, BLOCK_OP_WRITE, 0, 512, 1);
+    test_wait(test_mem_waiting(s.leaf) == 1);
+    TestRequest *flush = test_request_start(env->ctx, blk, BLOCK_OP_FLUSH, 0, 0, 0);
+    test_settle();
+    TestRequest *late = test_request_start(test_iothread(env, 1), blk, BLOCK_OP_WRITE, 4096, 512, 1);
+    test_wait(test_mem_waiting(s.leaf) == 2);
+    g_assert_false(test_request_done(flush));
     test_mem_release(s.leaf, BLOCK_OP_WRITE, 0);
     g_assert_cmpint(test_request_finish(flush), ==, 0);
-    g_assert_false(test_request_done(w2));
+    g_assert_false(test_request_done(late));
     g_assert_cmpuint(test_calls(s.leaf, BLOCK_OP_FLUSH), ==, before + 1);
-    g_assert_cmpint(test_request_finish(w1), ==, 0);
+    g_assert_cmpint(test_request_finish(early), ==, 0);
     test_mem_release(s.leaf, BLOCK_OP_WRITE, 4096);
-    g_assert_cmpint(test_request_finish(w2), ==, 0);
+    g_assert_cmpint(test_request_finish(late), ==, 0);
     /* The late one made the node dirty again. */
-    g_assert_cmpint(block_backend_co_flush(s.blk), ==, 0);
+    g_assert_cmpint(block_backend_co_flush(blk), ==, 0);
     g_assert_cmpuint(test_calls(s.leaf, BLOCK_OP_FLUSH), ==, before + 2);
+    block_backend_co_free(blk);
     stack_close(env, &s);
 }
 
@@ -383,6 +406,7 @@ static void register_tests(void)
     test_add_co("flush/no-flush", test_no_flush);
     test_add_co("flush/shared", test_shared);
     test_add_co("flush/waits-for-accepted-writes", test_waits_for_writes);
+    test_add_co("flush/later-writes", test_later_writes);
     test_add_co("flush/write-during", test_write_during);
     test_add_co("flush/readers-do-not-stall", test_readers);
     test_add_co("flush/error", test_error);

@@ -410,7 +410,6 @@ static void coroutine_fn fill_up(TestEnv *env, const char *name)
         g_autofree char *file = g_strconcat(name, "/image", NULL);
         g_autofree char *path = driver_test_file(file, 4 * MIB);
         g_autofree uint8_t *data = g_malloc(MIB), *got = g_malloc(MIB);
-        g_autoptr(GError) err = NULL;
         BlockBackend *blk = file_open(env, path, modes[i]);
         test_fill(data, MIB, 7);
         int ret = 0;

@@ -100,6 +100,7 @@ static void coroutine_fn test_types_symlink(TestEnv *env)
 {
     g_autofree char *path = driver_test_filled_file("target", 5000, 1), *link = driver_test_path("link");
     g_assert_no_errno(symlink("target", link));
+    g_assert_cmpint(driver_test_length(path), ==, 5000);
     BlockNode *node = open_file(env, link, "");
     g_autofree char *name = block_node_filename(node);
     g_assert_cmpint(block_node_length(node), ==, 5000);
@@ -166,6 +167,7 @@ static void coroutine_fn test_options_descriptors(TestEnv *env)
         check_refused(env, directory, "", EISDIR, "filename", "");
         g_autoptr(GError) err =
             test_open_error(env, EINVAL, "{'driver':'file','node-name':'f','filename':'%s','no':1}", path);
+        g_assert_nonnull(err);
     }
     g_assert_cmpuint(count_descriptors(), ==, before);
     rmdir(directory);
