@@ -5,6 +5,7 @@ SPDX-License-Identifier: GPL-2.0-or-later
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import mmap
 import os
@@ -38,7 +39,12 @@ def opened(path, flags=os.O_RDWR):
     try:
         yield fd
     finally:
-        os.close(fd)
+        try:
+            os.close(fd)
+        except OSError as error:
+            # The file is closed, though its daemon was not there to be told.
+            if error.errno not in (errno.ENOTCONN, errno.ECONNABORTED):
+                raise
 
 
 def aligned(data_or_size):

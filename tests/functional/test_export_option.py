@@ -165,7 +165,8 @@ def test_up_within_300_ms_and_silent(place):
 
 
 @pytest.mark.parametrize("what, arguments", [
-    ("no such node", ["--export", "type=fuse,id=e,node-name=absent,mountpoint={target}"]),
+    ("no such node", ["--blockdev", "driver=null-co,node-name=n,size=1048576",
+                      "--export", "type=fuse,id=e,node-name=absent,mountpoint={target}"]),
     ("no mountpoint file", ["--blockdev", "driver=null-co,node-name=n,size=1048576",
                             "--export", "type=fuse,id=e,node-name=n,mountpoint={target}.absent"]),
     ("unknown type", ["--blockdev", "driver=null-co,node-name=n,size=1048576",

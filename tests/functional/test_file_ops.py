@@ -198,7 +198,7 @@ def test_truncate_of_a_window_is_refused(place):
 
 
 def test_window_shows_its_part(place):
-    image = place.image("disk.img", data=pattern(4 * MiB))
+    image = place.image("disk.img", 4 * MiB, pattern(4 * MiB))
     daemon = place.mount("""
         [node part]
         driver = raw
@@ -309,7 +309,7 @@ def test_allocation_of_the_file(place):
 
 
 def test_copy_file_range(place):
-    place.image("a.img", data=pattern(8 * MiB, 1))
+    place.image("a.img", 8 * MiB, pattern(8 * MiB, 1))
     place.image("b.img", 8 * MiB)
     daemon = place.mount("[node a]\ndriver = file\nfilename = a.img\n"
                          "[node b]\ndriver = raw\nfile.driver = file\nfile.filename = b.img\n")
