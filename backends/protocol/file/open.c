@@ -163,10 +163,12 @@ static int open_in_thread(void *opaque)
     const char *filename = job->s->filename;
     int path_fd = open(filename, O_PATH | O_CLOEXEC);
     if (path_fd < 0) {
-        return errno == ENOTCONN
-                   ? open_fails(job, ENOTCONN, "filename", "'%s' lies in a mount whose daemon is gone",
-                                filename)
-                   : open_fails(job, errno, "filename", "cannot open '%s': %s", filename, g_strerror(errno));
+        /* The first who asks an abandoned mount is told the latter, all others the former. */
+        bool dead_mount = errno == ENOTCONN || errno == ECONNABORTED;
+        return open_fails(job, errno, "filename",
+                          dead_mount ? "'%s' lies in a mount whose daemon is gone: %s"
+                                     : "cannot open '%s': %s",
+                          filename, g_strerror(errno));
     }
     int ret = check_type(job, path_fd);
     if (ret == 0) {
