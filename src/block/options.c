@@ -17,7 +17,8 @@
 struct BlockOptions {
     char *what;
     char *prefix;
-    JsonObject *object;
+    JsonObject *object; /* a copy in which no key is dotted */
+    char *twice;        /* the first key found in two spellings; NULL: none */
     GHashTable *known;  /* set of keys that a getter was called for */
     GHashTable *hinted; /* set of keys, known ones included, that messages may propose */
 };
@@ -35,15 +36,63 @@ static void mark_known(BlockOptions *opts, const char *key)
     put_key(opts->hinted, key);
 }
 
+/* ---- From dotted to nested keys */
+
+static void nest_members(BlockOptions *opts, JsonObject *to, const char *path, JsonObject *from);
+
+/* Put `value` at `key` of `to`, whose own path is `path`. The recursion is as deep as keys have dots. */
+static void nest_value(BlockOptions *opts, JsonObject *to, const char *path, const char *key, JsonNode *value)
+{
+    const char *dot = strchr(key, '.');
+    g_autofree char *step = dot ? g_strndup(key, dot - key) : g_strdup(key);
+    g_autofree char *full = g_strconcat(path, step, NULL);
+    g_autofree char *below = g_strconcat(full, ".", NULL);
+    bool is_object = dot || JSON_NODE_HOLDS_OBJECT(value);
+    JsonNode *there = json_object_get_member(to, step);
+
+    if (there && !(is_object && JSON_NODE_HOLDS_OBJECT(there))) {
+        if (!opts->twice) {
+            opts->twice = g_steal_pointer(&full);
+        }
+        return;
+    }
+    if (!is_object) {
+        json_object_set_member(to, step, json_node_copy(value));
+        return;
+    }
+    if (!there) {
+        json_object_set_object_member(to, step, json_object_new());
+        there = json_object_get_member(to, step);
+    }
+    if (dot) {
+        nest_value(opts, json_node_get_object(there), below, dot + 1, value);
+    } else {
+        nest_members(opts, json_node_get_object(there), below, json_node_get_object(value));
+    }
+}
+
+static void nest_members(BlockOptions *opts, JsonObject *to, const char *path, JsonObject *from)
+{
+    JsonObjectIter iter;
+    const char *key;
+    JsonNode *value;
+
+    json_object_iter_init(&iter, from);
+    while (json_object_iter_next(&iter, &key, &value)) {
+        nest_value(opts, to, path, key, value);
+    }
+}
+
 BlockOptions *block_options_new(const char *what, const char *prefix, JsonObject *object)
 {
     BlockOptions *opts = g_new0(BlockOptions, 1);
 
     opts->what = g_strdup(what);
     opts->prefix = g_strdup(prefix ? prefix : "");
-    opts->object = json_object_ref(object);
+    opts->object = json_object_new();
     opts->known = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
     opts->hinted = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
+    nest_members(opts, opts->object, "", object);
     return opts;
 }
 
@@ -55,6 +104,7 @@ void block_options_free(BlockOptions *opts)
     g_hash_table_destroy(opts->known);
     g_hash_table_destroy(opts->hinted);
     json_object_unref(opts->object);
+    g_free(opts->twice);
     g_free(opts->prefix);
     g_free(opts->what);
     g_free(opts);
@@ -83,64 +133,48 @@ bool block_options_error(const BlockOptions *opts, const char *key, GError **err
     return false;
 }
 
-/*
- * The value at `key`, spelt dotted or nested or partly so ("a.b.c" is found as {"a.b": {"c": ...}} too). Adds
- * the number of spellings found to *count.
- */
-static JsonNode *find_value(JsonObject *object, const char *key, unsigned *count)
+/* The value at the dotted key, NULL if absent. */
+static JsonNode *find_value(const BlockOptions *opts, const char *key)
 {
-    JsonNode *found = json_object_get_member(object, key);
+    JsonObject *object = opts->object;
+    const char *dot;
 
-    if (found) {
-        (*count)++;
-    }
-    for (const char *dot = strchr(key, '.'); dot; dot = strchr(dot + 1, '.')) {
-        g_autofree char *head = g_strndup(key, dot - key);
-        JsonNode *inner = json_object_get_member(object, head);
+    while ((dot = strchr(key, '.'))) {
+        g_autofree char *step = g_strndup(key, dot - key);
+        JsonNode *inner = json_object_get_member(object, step);
 
-        if (inner && JSON_NODE_HOLDS_OBJECT(inner)) {
-            JsonNode *value = find_value(json_node_get_object(inner), dot + 1, count);
-            found = found ? found : value;
+        if (!inner || !JSON_NODE_HOLDS_OBJECT(inner)) {
+            return NULL;
         }
+        object = json_node_get_object(inner);
+        key = dot + 1;
     }
-    return found;
+    return json_object_get_member(object, key);
+}
+
+/* Whether one of the keys is the other, or lies below it. */
+static bool overlap(const char *a, const char *b)
+{
+    size_t len = MIN(strlen(a), strlen(b));
+
+    return strncmp(a, b, len) == 0 && (a[len] == '.' || b[len] == '.' || a[len] == b[len]);
 }
 
 /* False with *errp where the key is there in two spellings; else *out is its value, or NULL. */
 static bool get_value(BlockOptions *opts, const char *key, JsonNode **out, GError **errp)
 {
-    unsigned count = 0;
-
     mark_known(opts, key);
-    *out = find_value(opts->object, key, &count);
-    if (count > 1) {
-        return block_options_error(opts, key, errp, EINVAL, "given more than once");
+    *out = find_value(opts, key);
+    if (opts->twice && overlap(opts->twice, key)) {
+        return block_options_error(opts, opts->twice, errp, EINVAL, "given more than once");
     }
     return true;
 }
 
-static bool has_dotted(JsonObject *object, const char *key)
-{
-    size_t len = strlen(key);
-    JsonObjectIter iter;
-    const char *name;
-    JsonNode *value;
-
-    json_object_iter_init(&iter, object);
-    while (json_object_iter_next(&iter, &name, &value)) {
-        if (strncmp(name, key, len) == 0 && name[len] == '.') {
-            return true;
-        }
-    }
-    return false;
-}
-
 bool block_options_has(BlockOptions *opts, const char *key)
 {
-    unsigned count = 0;
-
     put_key(opts->hinted, key);
-    return find_value(opts->object, key, &count) != NULL || has_dotted(opts->object, key);
+    return find_value(opts, key) != NULL;
 }
 
 static bool holds(JsonNode *value, GType type)
@@ -163,13 +197,15 @@ static const char *kind_of(JsonNode *value)
     if (holds(value, G_TYPE_STRING)) {
         return "a string";
     }
-    return holds(value, G_TYPE_BOOLEAN) ? "a boolean" : "a number";
+    if (holds(value, G_TYPE_BOOLEAN)) {
+        return "a boolean";
+    }
+    return holds(value, G_TYPE_DOUBLE) ? "a number with a fraction" : "a number";
 }
 
 bool block_options_is_string(BlockOptions *opts, const char *key)
 {
-    unsigned count = 0;
-    JsonNode *value = find_value(opts->object, key, &count);
+    JsonNode *value = find_value(opts, key);
 
     put_key(opts->hinted, key);
     return value && holds(value, G_TYPE_STRING);
@@ -183,9 +219,6 @@ bool block_options_get_string(BlockOptions *opts, const char *key, char **out, G
         return false;
     }
     if (!value) {
-        if (has_dotted(opts->object, key)) {
-            return block_options_error(opts, key, errp, EINVAL, "expected a string, not an object");
-        }
         return true;
     }
     if (!holds(value, G_TYPE_STRING)) {
@@ -218,9 +251,6 @@ static bool get_scalar(BlockOptions *opts, const char *key, const char *expected
         return false;
     }
     if (!*value) {
-        if (has_dotted(opts->object, key)) {
-            return block_options_error(opts, key, errp, EINVAL, "expected %s, not an object", expected);
-        }
         return true;
     }
     if (holds(*value, G_TYPE_STRING)) {
@@ -350,50 +380,8 @@ bool block_options_get_enum(BlockOptions *opts, const char *key, const char *con
     return block_options_error(opts, key, errp, EINVAL, "unknown value '%s', expected one of %s", text, all);
 }
 
-/* The members of `object` that are spelt "KEY.rest", as an object of "rest" members; NULL if none. */
-static JsonObject *collect_dotted(JsonObject *object, const char *key)
-{
-    size_t len = strlen(key);
-    JsonObject *result = NULL;
-    JsonObjectIter iter;
-    const char *name;
-    JsonNode *value;
-
-    json_object_iter_init(&iter, object);
-    while (json_object_iter_next(&iter, &name, &value)) {
-        if (strncmp(name, key, len) != 0 || name[len] != '.' || !name[len + 1]) {
-            continue;
-        }
-        if (!result) {
-            result = json_object_new();
-        }
-        json_object_set_member(result, name + len + 1, json_node_copy(value));
-    }
-    return result;
-}
-
-/* Add the members of `from` to `to`; false with the culprit in *twice where one is there already. */
-static bool merge_members(JsonObject *to, JsonObject *from, const char **twice)
-{
-    JsonObjectIter iter;
-    JsonNode *value;
-
-    json_object_iter_init(&iter, from);
-    while (json_object_iter_next(&iter, twice, &value)) {
-        unsigned count = 0;
-
-        if (find_value(to, *twice, &count)) {
-            return false;
-        }
-        json_object_set_member(to, *twice, json_node_copy(value));
-    }
-    return true;
-}
-
 bool block_options_get_object(BlockOptions *opts, const char *key, JsonObject **out, GError **errp)
 {
-    JsonObject *dotted;
-    const char *twice;
     JsonNode *value;
 
     if (!get_value(opts, key, &value, errp)) {
@@ -402,16 +390,7 @@ bool block_options_get_object(BlockOptions *opts, const char *key, JsonObject **
     if (value && !JSON_NODE_HOLDS_OBJECT(value)) {
         return block_options_error(opts, key, errp, EINVAL, "expected an object, not %s", kind_of(value));
     }
-    dotted = collect_dotted(opts->object, key);
-    if (dotted && value && !merge_members(dotted, json_node_get_object(value), &twice)) {
-        g_autofree char *full = g_strdup_printf("%s.%s", key, twice);
-
-        json_object_unref(dotted);
-        return block_options_error(opts, full, errp, EINVAL, "given more than once");
-    }
-    if (dotted) {
-        *out = dotted;
-    } else if (value) {
+    if (value) {
         *out = json_object_ref(json_node_get_object(value));
     }
     return true;
@@ -451,6 +430,9 @@ static bool unknown_error(BlockOptions *opts, const char *path, GError **errp)
     g_autofree char **words = (char **)g_hash_table_get_keys_as_array(opts->hinted, NULL);
     const char *nearest = text_nearest(path, (const char *const *)words);
 
+    if (nearest && strcmp(nearest, path) == 0) { /* looked for, but read only together with others */
+        return block_options_error(opts, path, errp, EINVAL, "has no effect here");
+    }
     if (nearest) {
         return block_options_error(opts, path, errp, EINVAL, "unknown option, did you mean '%s%s'?",
                                    opts->prefix, nearest);
@@ -502,5 +484,8 @@ static bool check_members(BlockOptions *opts, JsonObject *object, const char *pa
 
 bool block_options_finish(BlockOptions *opts, GError **errp)
 {
+    if (opts->twice) {
+        return block_options_error(opts, opts->twice, errp, EINVAL, "given more than once");
+    }
     return check_members(opts, opts->object, "", errp);
 }
