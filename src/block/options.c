@@ -402,10 +402,6 @@ bool block_options_get_child(BlockOptions *opts, const char *key, char **ref, Js
     if (!block_options_is_string(opts, key)) {
         return block_options_get_object(opts, key, object, errp);
     }
-    if (has_dotted(opts->object, key)) {
-        return block_options_error(opts, key, errp, EINVAL,
-                                   "names a node and describes one at the same time");
-    }
     return block_options_get_string(opts, key, ref, errp);
 }
 
