@@ -219,7 +219,12 @@ int64_t aio_context_timeout_ns(AioContext *ctx)
     }
     int64_t expire_ns = atomic_load(&ctx->next_expire_ns);
 
-    return expire_ns == INT64_MAX ? -1 : MAX(expire_ns - aio_clock_ns(), 0);
+    if (expire_ns == INT64_MAX) {
+        return -1;
+    }
+    int64_t left_ns = expire_ns - aio_clock_ns(); /* MAX() would read the clock twice */
+
+    return MAX(left_ns, 0);
 }
 
 void aio_context_enter_round(AioContext *ctx)
