@@ -127,17 +127,21 @@ static void backend_dec_in_flight(BlockBackend *blk)
     block_drain_count_down(blk->graph, &blk->in_flight);
 }
 
-/* Let everything parked go, in order. */
+/*
+ * Let everything parked go, in order. One batch at a time: were a second one let go by another thread before
+ * all of the first have run, it could overtake it on the way to a third.
+ */
 static void resume_parked(BlockBackend *blk)
 {
     bg_mutex_lock(&blk->park_lock);
     ParkedRequest *p = NULL;
-    if (atomic_load(&blk->quiesce) == 0) {
+    if (atomic_load(&blk->quiesce) == 0 && atomic_load(&blk->n_resumed) == 0) {
         p = blk->park_first;
         blk->park_first = NULL;
         blk->park_last = &blk->park_first;
         for (ParkedRequest *q = p; q; q = q->next) {
             atomic_fetch_add(&blk->in_flight, 1);
+            atomic_fetch_add(&blk->n_resumed, 1);
         }
     }
     bg_mutex_unlock(&blk->park_lock);
@@ -177,7 +181,9 @@ static void coroutine_fn park(BlockBackend *blk)
     coroutine_yield(); /* resume_parked has counted us again */
 
     atomic_fetch_sub(&blk->n_parked, 1);
-    resume_parked(blk); /* those who came while we were on the way */
+    if (atomic_fetch_sub(&blk->n_resumed, 1) == 1) {
+        resume_parked(blk); /* those who came while the batch was on the way */
+    }
 }
 
 static inline void coroutine_fn backend_begin(BlockBackend *blk)

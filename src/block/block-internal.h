@@ -41,7 +41,8 @@ struct BlockBackend {
     BlockPerm perm, shared;
     _Atomic int in_flight BG_CACHE_ALIGNED;
     _Atomic int quiesce;
-    _Atomic unsigned n_parked; /* parked, or resumed and not running yet; written under park_lock */
+    _Atomic unsigned n_parked;  /* parked, or resumed and not running yet; written under park_lock */
+    _Atomic unsigned n_resumed; /* of those, resumed and not running yet; raised under park_lock */
     BgMutex park_lock;
     ParkedRequest *park_first BG_GUARDED_BY(park_lock);
     ParkedRequest **park_last BG_GUARDED_BY(park_lock);
