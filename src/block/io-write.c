@@ -437,10 +437,13 @@ int coroutine_fn block_child_co_truncate(BlockChild *child, int64_t length, GErr
     node_request_begin(&w.req, node, BLOCK_OP_TRUNCATE, length, 0);
     int64_t from = MIN(length, block_node_length(node));
     request_tracker_begin(node->tracker, &w.tracked, from, INT64_MAX - from, true);
-    int ret = truncate_node(node, length, errp);
-    if (ret == 0) {
+    /* A reader that finds the storage cut must find the length cut as well, or it takes that for an error. */
+    int64_t old = block_node_length(node);
+    if (length < old) {
         atomic_store(&node->length, length);
     }
+    int ret = truncate_node(node, length, errp);
+    atomic_store(&node->length, ret == 0 ? length : old);
     return node_write_end(&w, ret);
 }
 

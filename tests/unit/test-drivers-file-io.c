@@ -269,6 +269,41 @@ static void coroutine_fn test_concurrent(TestEnv *env)
     }
 }
 
+typedef struct Reader {
+    BlockBackend *blk;
+    _Atomic bool stop;
+} Reader;
+
+static int coroutine_fn reader_run(void *opaque)
+{
+    Reader *r = opaque;
+    g_autofree uint8_t *buf = g_malloc(64 * KIB);
+    int ret = 0;
+    while (ret == 0 && !atomic_load(&r->stop)) {
+        ret = block_backend_co_pread(r->blk, 1000, 64 * KIB - 1000, buf);
+    }
+    return ret;
+}
+
+/* A reader that meets the new end of a file which we cut ourselves gets zeroes, not an error. */
+static void coroutine_fn test_read_while_truncated(TestEnv *env)
+{
+    for (unsigned i = 0; i < G_N_ELEMENTS(modes); i++) {
+        g_autofree char *path = driver_test_file("truncated", 64 * KIB);
+        BlockBackend *blk = file_open(env, path, modes[i]);
+        Reader reader = {.blk = blk};
+        TestTask *task = test_spawn(test_iothread(env, 0), reader_run, &reader);
+        for (int round = 0; round < 300; round++) {
+            g_autoptr(GError) err = NULL;
+            g_assert_cmpint(block_backend_co_truncate(blk, round % 2 ? 64 * KIB : 3000, &err), ==, 0);
+            g_assert_no_error(err);
+        }
+        atomic_store(&reader.stop, true);
+        g_assert_cmpint(test_join(task), ==, 0);
+        driver_test_close(env, blk);
+    }
+}
+
 /* ---- drivers/file/space */
 
 static void coroutine_fn test_space_holes(TestEnv *env)
@@ -441,6 +476,7 @@ static void register_tests(void)
     test_add_co("drivers/file/model/disk", test_model);
     test_add_co("drivers/file/model/tmpfs", test_model_tmpfs);
     test_add_co("drivers/file/concurrent", test_concurrent);
+    test_add_co("drivers/file/read-while-truncated", test_read_while_truncated);
     test_add_co("drivers/file/space/holes", test_space_holes);
     test_add_co("drivers/file/space/keep", test_space_keep);
     test_add_co("drivers/file/space/detect-zeroes", test_space_detect_zeroes);

@@ -19,6 +19,8 @@
 
 /* Vectors of up to this many pieces are sliced on the stack. */
 #define STACK_PIECES 16
+/* How often a read that meets the end of the file too early looks again. */
+#define END_SEEN_MAX 4
 /* Largest bounce buffer in bytes. */
 #define BOUNCE_SIZE  (1024 * 1024)
 
@@ -100,47 +102,39 @@ static int report_shrunk(const Transfer *t, int64_t size)
 }
 
 /*
- * The file has no byte at t->offset. Past the node's length that is the end of a file which is not a multiple
- * of the alignment: the rest reads as zeroes. Before it, someone has cut the file. 0: the transfer is done;
- * 1: the file has grown since, try again; -EIO.
+ * The file has no byte at t->offset. Past the node's length that is right: its last block is padded, or we
+ * cut the file meanwhile; the rest reads as zeroes. Else someone else has cut it, unless it is growing again:
+ * that is decided after looking a few times. 0: the transfer is done; 1: read again; -errno.
  */
-static int coroutine_fn read_at_end(Transfer *t)
+static int coroutine_fn read_at_end(Transfer *t, int times)
 {
-    FileState *s = t->node->opaque;
     if (t->offset >= block_node_length(t->node)) {
         io_vector_memset(t->qiov, t->skip, 0, t->bytes);
         return 0;
     }
-    int64_t size = file_co_size(s);
-    if (size < 0) {
-        return size;
+    if (times < END_SEEN_MAX) {
+        return 1;
     }
-    return size > t->offset ? 1 : report_shrunk(t, size);
+    int64_t size = file_co_size(t->node->opaque);
+    return size < 0 ? size : report_shrunk(t, size);
 }
 
 static int coroutine_fn read_all(Transfer *t)
 {
     const uint32_t align = t->node->limits.request_alignment;
-    bool again = false;
+    int end_seen = 0;
     while (t->bytes > 0) {
         ssize_t n = transfer_once(t);
         if (n < 0) {
             return n;
         }
         transfer_advance(t, n);
-        if (t->bytes == 0) {
-            return 0;
-        }
         /* With O_DIRECT a read that stops between two multiples of the alignment has met the end. */
-        if (n == 0 || t->offset % align != 0) {
-            int ret = read_at_end(t);
+        if (t->bytes > 0 && (n == 0 || t->offset % align != 0)) {
+            int ret = read_at_end(t, ++end_seen);
             if (ret <= 0) {
                 return ret;
             }
-            if (again) {
-                return -EIO;
-            }
-            again = true;
             transfer_advance(t, -(t->offset % align));
         }
     }
