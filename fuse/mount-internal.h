@@ -40,6 +40,7 @@ struct FuseMount {
     /* -- any thread */
     FuseInodeTable inodes;
     FuseFileTable files;
+    FuseWatch watch;
     _Atomic bool alive; /* false once the kernel has ended the connection */
 
     BgMutex lock;                           /* a leaf */

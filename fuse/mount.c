@@ -93,6 +93,7 @@ static FuseMount *mount_alloc(BlockGraph *graph, const FuseMountConfig *config)
     for (unsigned i = 0; i < mount->n_queues; i++) {
         fuse_queue_init(&mount->queues[i], mount, i, config->contexts[i], &fuse_transport_dev);
     }
+    fuse_watch_init(mount);
     fuse_inode_table_init(&mount->inodes);
     fuse_file_table_init(&mount->files);
     co_mutex_init(&mount->change_lock);
@@ -217,6 +218,32 @@ void fuse_mount_kick(FuseMount *mount)
     aio_bh_schedule_oneshot(block_graph_main_context(mount->graph), kick_bh, mount);
 }
 
+static void checkpoint_done_bh(void *opaque)
+{
+    FuseMount *mount = opaque;
+    mount->checkpoints--;
+    wake_waiter(mount);
+}
+
+/* In a queue's thread: every callback that ran there before has ended. */
+static void checkpoint_bh(void *opaque)
+{
+    FuseMount *mount = opaque;
+    aio_bh_schedule_oneshot(block_graph_main_context(mount->graph), checkpoint_done_bh, mount);
+}
+
+/* Wait until every callback that is running or scheduled in a queue's thread has ended. */
+static void coroutine_fn co_checkpoint(FuseMount *mount)
+{
+    for (unsigned i = 0; i < mount->n_queues; i++) {
+        mount->checkpoints++;
+        aio_bh_schedule_oneshot(mount->queues[i].ctx, checkpoint_bh, mount);
+    }
+    while (mount->checkpoints > 0) {
+        co_wait(mount);
+    }
+}
+
 /* ---- Exports */
 
 int fuse_mount_add_export(FuseMount *mount, FuseExport *exp, GError **errp)
@@ -238,20 +265,6 @@ int fuse_mount_add_export(FuseMount *mount, FuseExport *exp, GError **errp)
     return 0;
 }
 
-static void checkpoint_done_bh(void *opaque)
-{
-    FuseMount *mount = opaque;
-    mount->checkpoints--;
-    wake_waiter(mount);
-}
-
-/* In a queue's thread: every callback that ran there before has ended. */
-static void checkpoint_bh(void *opaque)
-{
-    FuseMount *mount = opaque;
-    aio_bh_schedule_oneshot(block_graph_main_context(mount->graph), checkpoint_done_bh, mount);
-}
-
 static unsigned requests_in_flight(const FuseMount *mount, const FuseExport *exp)
 {
     unsigned n = 0;
@@ -265,11 +278,8 @@ static unsigned requests_in_flight(const FuseMount *mount, const FuseExport *exp
 /* Wait until nobody uses the export, which no inode or file points to any more. */
 static void coroutine_fn wait_for_export(FuseMount *mount, FuseExport *exp)
 {
-    for (unsigned i = 0; i < mount->n_queues; i++) {
-        mount->checkpoints++;
-        aio_bh_schedule_oneshot(mount->queues[i].ctx, checkpoint_bh, mount);
-    }
-    while (mount->checkpoints > 0 || requests_in_flight(mount, exp) > 0) {
+    co_checkpoint(mount);
+    while (requests_in_flight(mount, exp) > 0) {
         co_wait(mount);
     }
 }
@@ -346,6 +356,8 @@ static void coroutine_fn stop_queues(FuseMount *mount)
     while (mount->queues_running > 0) {
         co_wait(mount);
     }
+    co_checkpoint(mount); /* bottom halves from one queue to another */
+    fuse_watch_stop(mount);
 }
 
 static int coroutine_fn flush_exports(FuseMount *mount)

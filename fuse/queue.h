@@ -23,6 +23,7 @@
 
 #include "fuse/request.h"
 #include "fuse/transport.h"
+#include "fuse/watch.h"
 
 typedef struct FuseMount FuseMount;
 
@@ -50,6 +51,8 @@ struct FuseQueue {
     bool starved;      /* the transport stopped for want of memory */
     bool stop_asked;
     AioTimer trim_timer;
+    FuseWatchLoad load;
+    unsigned lone_reads; /* transport-dev.c: how often in a row one request was all there was */
 } BG_CACHE_ALIGNED;
 
 void fuse_queue_init(FuseQueue *queue, FuseMount *mount, unsigned index, AioContext *ctx,

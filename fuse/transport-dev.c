@@ -4,7 +4,7 @@
  *
  * The loop watches the descriptor; when there is something, requests are read until the kernel has no more or
  * a batch is full (then the loop looks after its other work and comes back). Each read is one request, each
- * write one reply.
+ * write one reply. Any descriptor gets any request, so not all queues watch at all times (watch.h).
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -23,6 +23,10 @@
 
 /* Requests read in one go, before the loop gets its turn. */
 #define READ_BATCH 32
+/* After so many times with a single request each, the read that would find nothing more is left out, ... */
+#define LONE_READS 4
+/* ... but for every so many times. */
+#define LONE_PROBE 8
 
 static int dev_open(FuseQueue *queue, int session_fd, GError **errp)
 {
@@ -80,16 +84,27 @@ static bool dev_receive(FuseQueue *queue)
     }
 }
 
+/*
+ * Read until there is nothing more, or a batch is full. With one request at a time in flight the second read
+ * never finds any: leave it out then; should there be one after all, the loop comes back at once.
+ */
 static void dev_readable(void *opaque)
 {
     FuseQueue *queue = opaque;
-    for (unsigned i = 0; i < READ_BATCH && dev_receive(queue); i++) {
+    fuse_watch_account(queue);
+    unsigned lone = queue->lone_reads, n = 0;
+    unsigned limit = lone >= LONE_READS && lone % LONE_PROBE ? 1 : READ_BATCH;
+    while (n < limit && dev_receive(queue)) {
+        n++;
     }
+    queue->lone_reads = n > 1 ? 0 : lone + 1;
 }
 
 static void dev_start(FuseQueue *queue)
 {
-    aio_set_fd_handler(queue->ctx, queue->fd, dev_readable, NULL, queue);
+    if (fuse_watch_is_watcher(queue)) {
+        aio_set_fd_handler(queue->ctx, queue->fd, dev_readable, NULL, queue);
+    }
 }
 
 static void dev_stop(FuseQueue *queue)

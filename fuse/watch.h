@@ -1,0 +1,51 @@
+/*
+ * Which queues watch for requests, where all see the same ones (as on /dev/fuse).
+ *
+ * A request wakes every thread that watches, and all but one in vain. So only as many watch as the load
+ * needs:
+ *
+ *   queue 0                 always watches
+ *   queue n DORMANT --a watching thread was busy for BUSY_PERCENT of a window, or is stuck--> WATCHING
+ *   queue n WATCHING --it was busy for less than IDLE_PERCENT of a window--> DORMANT
+ *
+ * Queues 0 to watchers - 1 watch. Busy is the CPU time of the thread, whatever for. Against a thread that is
+ * stuck in a callback a timer of the main thread runs while there is traffic: when no queue has read for an
+ * interval though something is there, the next queue begins to watch.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#ifndef BG_FUSE_WATCH_H
+#define BG_FUSE_WATCH_H
+
+#include <stdatomic.h>
+
+#include "aio/aio.h"
+
+typedef struct FuseMount FuseMount;
+typedef struct FuseQueue FuseQueue;
+
+/* Of a mount. */
+typedef struct FuseWatch {
+    _Atomic unsigned watchers;
+    _Atomic bool guarded; /* the timer runs, or a bottom half is on its way to start it */
+    AioTimer guard;       /* the main thread's, as the next */
+    unsigned reads_seen;
+} FuseWatch;
+
+/* Of a queue; its own thread. */
+typedef struct FuseWatchLoad {
+    _Atomic unsigned reads; /* batches; read by the main thread */
+    int64_t window_start;   /* CLOCK_MONOTONIC */
+    int64_t window_cpu;     /* CPU time of the thread then */
+} FuseWatchLoad;
+
+void fuse_watch_init(FuseMount *mount);
+/* No queue runs any more. Main thread. */
+void fuse_watch_stop(FuseMount *mount);
+
+/* Whether the queue is to watch. */
+bool fuse_watch_is_watcher(const FuseQueue *queue);
+/* The queue is about to read what it was woken for. In its thread; may stop its transport. */
+void fuse_watch_account(FuseQueue *queue);
+
+#endif /* BG_FUSE_WATCH_H */
