@@ -31,10 +31,11 @@ typedef struct NodeWrite {
 static int check_write(const BlockChild *child, int64_t end)
 {
     const BlockNode *node = child->node;
-    if (!(child->perm & (BLOCK_PERM_WRITE | BLOCK_PERM_WRITE_UNCHANGED)) || node->read_only) {
+    BlockPerm perm = atomic_load_explicit(&child->perm, memory_order_relaxed);
+    if (!(perm & (BLOCK_PERM_WRITE | BLOCK_PERM_WRITE_UNCHANGED)) || node->read_only) {
         return -EROFS;
     }
-    if (end > block_node_length(child->node) && !(node->growable && (child->perm & BLOCK_PERM_RESIZE))) {
+    if (end > block_node_length(child->node) && !(node->growable && (perm & BLOCK_PERM_RESIZE))) {
         return -ENOSPC;
     }
     return 0;

@@ -34,7 +34,8 @@ struct BlockChild {
     BlockNode *node;   /* I/O. The child; holds a reference */
     BlockNode *parent; /* NULL: a backend's root edge */
     BlockBackend *backend;
-    BlockPerm perm, shared;
+    _Atomic BlockPerm perm; /* I/O; changes under I/O, as others attach to the node */
+    BlockPerm shared;
     BlockPerm new_perm, new_shared; /* during a permission update */
 };
 

@@ -411,17 +411,51 @@ static void coroutine_fn test_attach_and_detach(TestEnv *env)
 
 /* ---- drain/set-aio-context */
 
+#define WORKERS 4
+
 static _Atomic bool stop_io;
+
+typedef struct Worker {
+    BlockBackend *blk;
+    TestTask *task;
+    _Atomic unsigned rounds;
+} Worker;
 
 static int coroutine_fn io_for_ever(void *opaque)
 {
+    Worker *w = opaque;
     uint8_t buf[100] = {0};
-    int n = 0;
-    for (; !atomic_load(&stop_io); n++) {
-        g_assert_cmpint(block_backend_co_pwrite(opaque, n % 10 * 100, sizeof buf, buf, 0), ==, 0);
-        g_assert_cmpint(block_backend_co_pread(opaque, 0, sizeof buf, buf), ==, 0);
+    while (!atomic_load(&stop_io)) {
+        int64_t offset = atomic_load(&w->rounds) % 10 * 100;
+        g_assert_cmpint(block_backend_co_pwrite(w->blk, offset, sizeof buf, buf, 0), ==, 0);
+        g_assert_cmpint(block_backend_co_pread(w->blk, 0, sizeof buf, buf), ==, 0);
+        atomic_fetch_add(&w->rounds, 1);
     }
-    return n;
+    return 0;
+}
+
+static void workers_start(TestEnv *env, Worker *workers, BlockBackend *even, BlockBackend *odd)
+{
+    atomic_store(&stop_io, false);
+    for (unsigned i = 0; i < WORKERS; i++) {
+        AioContext *ctx = i == 3 ? env->ctx : test_iothread(env, i);
+        atomic_store(&workers[i].rounds, 0);
+        workers[i].blk = i % 2 ? odd : even;
+        workers[i].task = test_spawn(ctx, io_for_ever, &workers[i]);
+    }
+}
+
+/* All go on after what was done to the graph; then they stop. */
+static void coroutine_fn workers_stop(Worker *workers)
+{
+    for (unsigned i = 0; i < WORKERS; i++) {
+        unsigned before = atomic_load(&workers[i].rounds);
+        test_wait(atomic_load(&workers[i].rounds) > before + 1);
+    }
+    atomic_store(&stop_io, true);
+    for (unsigned i = 0; i < WORKERS; i++) {
+        test_join(workers[i].task);
+    }
 }
 
 static void coroutine_fn test_set_context(TestEnv *env)
@@ -431,12 +465,8 @@ static void coroutine_fn test_set_context(TestEnv *env)
     BlockNode *filter = open_filter(env, "f", "leaf");
     BlockBackend *low = test_backend(env, "low", leaf), *high = test_backend(env, "high", filter);
     AioContext *homes[] = {test_iothread(env, 0), test_iothread(env, 1), env->ctx, env->ctx};
-    TestTask *tasks[4];
-    atomic_store(&stop_io, false);
-    for (unsigned i = 0; i < 4; i++) {
-        AioContext *ctx = i == 3 ? env->ctx : test_iothread(env, i);
-        tasks[i] = test_spawn(ctx, io_for_ever, i % 2 ? low : high);
-    }
+    Worker workers[WORKERS];
+    workers_start(env, workers, low, high);
     for (unsigned i = 0; i < 40; i++) {
         AioContext *home = homes[i % G_N_ELEMENTS(homes)];
         g_assert_cmpint(block_node_co_set_aio_context(leaf, home, &err), ==, 0);
@@ -447,10 +477,7 @@ static void coroutine_fn test_set_context(TestEnv *env)
         g_assert_cmpuint(atomic_load(&test_mem(leaf)->attaches), ==, i + 1);
         aio_co_sleep_ns(i % 3 * 200000);
     }
-    atomic_store(&stop_io, true);
-    for (unsigned i = 0; i < 4; i++) {
-        g_assert_cmpint(test_join(tasks[i]), >, 0);
-    }
+    workers_stop(workers);
     check_state(leaf, 0);
     g_assert_cmpint(block_node_co_set_aio_context(filter, env->ctx, &err), ==, -ENOTSUP);
     test_check_error(&err, ENOTSUP, "'f'", NULL);
@@ -531,11 +558,8 @@ static void coroutine_fn test_replace_running(TestEnv *env)
     g_autoptr(GError) err = NULL;
     BlockNode *leaf = test_open(env, "{'driver':'test-mem','node-name':'leaf','align':512,'delay-ns':1}");
     BlockBackend *blk = test_backend(env, "b", leaf);
-    TestTask *tasks[4];
-    atomic_store(&stop_io, false);
-    for (unsigned i = 0; i < 4; i++) {
-        tasks[i] = test_spawn(test_iothread(env, i), io_for_ever, blk);
-    }
+    Worker workers[WORKERS];
+    workers_start(env, workers, blk, blk);
     for (unsigned i = 0; i < 30; i++) {
         BlockNode *filter = open_filter(env, "f", "leaf");
         g_assert_cmpint(block_node_co_replace(leaf, filter, &err), ==, 0);
@@ -545,10 +569,7 @@ static void coroutine_fn test_replace_running(TestEnv *env)
         g_assert_true(block_backend_node(blk) == leaf);
         test_delete(env, filter);
     }
-    atomic_store(&stop_io, true);
-    for (unsigned i = 0; i < 4; i++) {
-        g_assert_cmpint(test_join(tasks[i]), >, 0);
-    }
+    workers_stop(workers);
     block_backend_co_free(blk);
 }
 

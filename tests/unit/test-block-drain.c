@@ -489,12 +489,17 @@ static void coroutine_fn test_parked_again(TestEnv *env)
 /* Copies between two backends: drained sections over either end of a copy that is under way. */
 static _Atomic bool stop_copying;
 
+typedef struct Copier {
+    BlockBackend *ends[2];
+    int64_t offset; /* of the range that is its own at both ends */
+} Copier;
+
 static int coroutine_fn copy_for_ever(void *opaque)
 {
-    BlockBackend **ends = opaque;
+    const Copier *c = opaque;
     for (unsigned i = 0; !atomic_load(&stop_copying); i++) {
-        BlockBackend *from = ends[i % 2], *to = ends[(i + 1) % 2];
-        g_assert_cmpint(block_backend_co_copy_range(from, 0, to, 4096, 4096), ==, 0);
+        BlockBackend *from = c->ends[i % 2], *to = c->ends[(i + 1) % 2];
+        g_assert_cmpint(block_backend_co_copy_range(from, c->offset, to, c->offset, 4096), ==, 0);
     }
     return 0;
 }
@@ -503,20 +508,21 @@ static void coroutine_fn test_copy_range(TestEnv *env)
 {
     Graph g;
     graph_open(env, &g);
-    BlockBackend *ends[] = {g.blk2, g.blk3};
-    TestTask *copiers[4], *holders[2];
+    Copier copiers[4];
+    TestTask *tasks[4], *holders[2];
     atomic_store(&stop_copying, false);
     test_driver(g.alone)->delay_ns = 1;
     for (unsigned i = 0; i < 4; i++) {
-        copiers[i] = test_spawn(test_iothread(env, i), copy_for_ever, ends);
+        copiers[i] = (Copier){{g.blk2, g.blk3}, i * 4096};
+        tasks[i] = test_spawn(test_iothread(env, i), copy_for_ever, &copiers[i]);
     }
     for (unsigned round = 0; round < 30; round++) {
         holders[0] = test_spawn(env->ctx, drain_and_end, g.leaf);
         holders[1] = test_spawn(env->ctx, drain_and_end, g.alone);
         test_join(holders[0]);
         test_join(holders[1]);
-        BlockDrain *section = block_drain_co_begin(round % 2 ? g.leaf : g.alone);
         BlockNode *node = round % 2 ? g.leaf : g.alone;
+        BlockDrain *section = block_drain_co_begin(node);
         for (unsigned i = 0; i < 20; i++) {
             g_assert_cmpint(atomic_load(&node->in_flight), ==, 0);
             aio_co_sleep_ns(10000);
@@ -525,7 +531,7 @@ static void coroutine_fn test_copy_range(TestEnv *env)
     }
     atomic_store(&stop_copying, true);
     for (unsigned i = 0; i < 4; i++) {
-        g_assert_cmpint(test_join(copiers[i]), ==, 0);
+        g_assert_cmpint(test_join(tasks[i]), ==, 0);
     }
     graph_close(env, &g);
 }

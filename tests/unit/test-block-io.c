@@ -275,8 +275,8 @@ static void coroutine_fn test_serialise_plain(TestEnv *env)
 
     test_mem_hold(d.leaf, BLOCK_OP_WRITE, 0);
     TestRequest *one = test_request_start(env->ctx, d.blk, BLOCK_OP_WRITE, 0, 512, 1);
-    TestRequest *two = test_request_start(test_iothread(env, 0), d.blk, BLOCK_OP_WRITE, 0, 1024, 2);
-    test_wait(test_mem_waiting(d.leaf) == 2);
+    TestRequest *two = test_request_start(env->ctx, d.blk, BLOCK_OP_WRITE, 0, 1024, 2);
+    g_assert_cmpuint(test_mem_waiting(d.leaf), ==, 2);
     test_mem_release(d.leaf, BLOCK_OP_WRITE, 0);
     g_assert_cmpint(test_request_finish(one), ==, 0);
     g_assert_cmpint(test_request_finish(two), ==, 0);
