@@ -164,7 +164,7 @@ static bool unknown_option(const char *word, GError **errp)
     for (unsigned i = 0; i < G_N_ELEMENTS(known_options); i++) {
         names[i] = known_options[i].name;
     }
-    nearest = text_nearest(word, names);
+    nearest = strlen(word) > 2 ? text_nearest(word, names) : NULL; /* any two letters are near */
     bg_error_set(errp, EINVAL, "unknown option '%s'%s%s%s", word,
                  nearest ? ", did you mean '" : "; --help lists them", nearest ? nearest : "",
                  nearest ? "'?" : "");

@@ -15,6 +15,20 @@
 #include "util/error.h"
 #include "util/text.h"
 
+/* Who has a name. */
+typedef struct NameOwner {
+    ConfigItem *item; /* borrowed */
+    char *key;        /* of a node defined in place: the option that names it; NULL: the item itself */
+} NameOwner;
+
+static void owner_free(gpointer data)
+{
+    NameOwner *owner = data;
+
+    g_free(owner->key);
+    g_free(owner);
+}
+
 static void item_free(gpointer data)
 {
     ConfigItem *item = data;
@@ -34,7 +48,7 @@ Config *config_new(void)
 
     for (unsigned kind = 0; kind <= CONFIG_OBJECT; kind++) {
         config->items[kind] = g_ptr_array_new_with_free_func(item_free);
-        config->names[kind] = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
+        config->names[kind] = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, owner_free);
     }
     return config;
 }
@@ -65,7 +79,9 @@ const char *config_kind_name(ConfigKind kind)
 
 ConfigItem *config_find(const Config *config, ConfigKind kind, const char *name)
 {
-    return g_hash_table_lookup(config->names[kind], name);
+    NameOwner *owner = g_hash_table_lookup(config->names[kind], name);
+
+    return owner ? owner->item : NULL;
 }
 
 const char *config_nearest(const Config *config, ConfigKind kind, const char *name)
@@ -199,18 +215,21 @@ static bool take_name(ConfigItem *item, GError **errp)
     return true;
 }
 
+/* `key` is as in NameOwner. */
 static bool claim_name(Config *config, ConfigItem *item, const char *name, const char *key, GError **errp)
 {
-    ConfigItem *first = config_find(config, item->kind, name);
+    NameOwner *owner = g_hash_table_lookup(config->names[item->kind], name);
 
-    if (first) {
-        g_autofree char *place = config_item_place(first, strcmp(first->name, name) == 0 ? NULL : key);
+    if (owner) {
+        g_autofree char *place = config_item_place(owner->item, owner->key);
 
-        return config_item_error(item, strcmp(item->name, name) == 0 ? NULL : key, errp, EEXIST,
-                                 "the %s name '%s' is taken already, at %s", config_kind_name(item->kind),
-                                 name, place);
+        return config_item_error(item, key, errp, EEXIST, "the %s name '%s' is taken already, at %s",
+                                 config_kind_name(item->kind), name, place);
     }
-    g_hash_table_insert(config->names[item->kind], g_strdup(name), item);
+    owner = g_new0(NameOwner, 1);
+    owner->item = item;
+    owner->key = g_strdup(key);
+    g_hash_table_insert(config->names[item->kind], g_strdup(name), owner);
     return true;
 }
 

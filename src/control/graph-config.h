@@ -74,6 +74,7 @@ const char *config_kind_name(ConfigKind kind);
 ConfigItem *config_add(Config *config, ConfigKind kind, JsonObject *options, const ConfigPlace *place,
                        const char *base, GError **errp);
 
+/* The item of this name, or the one in which the node of this name is defined in place. NULL if none. */
 ConfigItem *config_find(const Config *config, ConfigKind kind, const char *name);
 /* The name nearest to `name` of this kind, NULL if none is near. Borrowed from config. */
 const char *config_nearest(const Config *config, ConfigKind kind, const char *name);

@@ -420,10 +420,12 @@ JsonNode *json_text_parse(const char *text, size_t len, GHashTable *lines, unsig
         return NULL;
     }
     node = read_value(&r);
-    skip_space(&r);
-    if (node && r.p < r.end) {
-        expected(&r, "the end of the text");
-        g_clear_pointer(&node, json_node_unref);
+    if (node) {
+        skip_space(&r);
+        if (r.p < r.end) {
+            expected(&r, "the end of the text");
+            g_clear_pointer(&node, json_node_unref);
+        }
     }
     *line = r.line;
     return node;

@@ -146,8 +146,7 @@ static bool finish_below(JsonObject *object, const char *prefix, GError **errp)
         if (!array) {
             return false;
         }
-        json_node_init_array(value, array);
-        json_array_unref(array);
+        json_object_set_array_member(object, key->data, array);
     }
     return true;
 }

@@ -109,12 +109,12 @@ static bool make(Plan *plan, CommandLine *line, GError **errp)
 {
     g_autoptr(GPtrArray) roots = g_ptr_array_new();
 
-    if (!source_add(line, &plan->notice, errp) || !check_nodes(line, errp) ||
-        !config_resolve(line->config, roots, errp) || !plan_iothreads(plan, errp)) {
+    if (!source_add(line, &plan->notice, errp) || !config_resolve(line->config, roots, errp) ||
+        !plan_iothreads(plan, errp)) {
         return false;
     }
     plan->exports = exports_read(line->config, roots, errp);
-    if (!plan->exports || !check_places(plan, errp) ||
+    if (!plan->exports || !check_nodes(line, errp) || !check_places(plan, errp) ||
         !exports_directory_allow_other(plan->exports, line->mount->allow_other, &plan->allow_other, errp)) {
         return false;
     }
