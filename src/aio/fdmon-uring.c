@@ -30,6 +30,9 @@
 #include <poll.h>
 #include <sched.h>
 #include <string.h>
+#ifdef HAVE_VALGRIND_VALGRIND_H
+#include <valgrind/valgrind.h>
+#endif
 
 #include "aio/aio-internal.h"
 #include "util/log.h"
@@ -54,6 +57,7 @@ typedef struct FdMonitorUring {
     bool wake_armed;
     bool own_thread; /* FDMON_OWN_THREAD: may register the ring descriptor with its thread */
     bool ring_registered;
+    bool wait_by_poll;   /* under valgrind */
     AioFdHandler *dirty; /* to be armed or changed before the next wait */
     GHashTable *removed; /* handlers that wait for their last completion, or for being freed */
     GArray *backlog;     /* struct io_uring_cqe: taken out early to make room; oldest first */
@@ -312,6 +316,36 @@ static void register_ring_fd(FdMonitorUring *u)
     u->ring_registered = io_uring_register_ring_fd(&u->ring) == 1;
 }
 
+static struct __kernel_timespec to_timespec(int64_t ns)
+{
+    return (struct __kernel_timespec){.tv_sec = ns / 1000000000, .tv_nsec = ns % 1000000000};
+}
+
+static int enter_and_wait(FdMonitorUring *u, int64_t timeout_ns)
+{
+    if (timeout_ns < 0) {
+        return io_uring_submit_and_wait(&u->ring, 1);
+    }
+    struct __kernel_timespec ts = to_timespec(timeout_ns);
+    struct io_uring_cqe *cqe;
+
+    return io_uring_submit_and_wait_timeout(&u->ring, &cqe, 1, &ts, NULL);
+}
+
+/* valgrind lets no other thread run while one waits in io_uring_enter(2). */
+static int poll_and_enter(FdMonitorUring *u, int64_t timeout_ns)
+{
+    struct __kernel_timespec kts = to_timespec(timeout_ns);
+    struct timespec ts = {.tv_sec = (time_t)kts.tv_sec, .tv_nsec = (long)kts.tv_nsec};
+    struct pollfd pfd = {.fd = u->ring.ring_fd, .events = POLLIN};
+    int ret = io_uring_submit(&u->ring);
+
+    if (ret >= 0) {
+        ppoll(&pfd, 1, timeout_ns < 0 ? NULL : &ts, NULL);
+    }
+    return ret;
+}
+
 static void uring_wait(FdMonitor *m, int64_t timeout_ns)
 {
     FdMonitorUring *u = from_base(m);
@@ -325,13 +359,8 @@ static void uring_wait(FdMonitor *m, int64_t timeout_ns)
         if (needs_enter(u)) {
             ret = io_uring_submit_and_get_events(&u->ring);
         }
-    } else if (timeout_ns < 0) {
-        ret = io_uring_submit_and_wait(&u->ring, 1);
     } else {
-        struct __kernel_timespec ts = {.tv_sec = timeout_ns / 1000000000, .tv_nsec = timeout_ns % 1000000000};
-        struct io_uring_cqe *cqe;
-
-        ret = io_uring_submit_and_wait_timeout(&u->ring, &cqe, 1, &ts, NULL);
+        ret = u->wait_by_poll ? poll_and_enter(u, timeout_ns) : enter_and_wait(u, timeout_ns);
     }
     check_enter(u, ret);
 }
@@ -425,12 +454,27 @@ static int set_up_ring(struct io_uring *ring, FdMonitorUse use)
     return ret;
 }
 
+static bool under_valgrind(void)
+{
+#ifdef HAVE_VALGRIND_VALGRIND_H
+    return RUNNING_ON_VALGRIND;
+#else
+    return false;
+#endif
+}
+
 FdMonitor *fdmon_uring_new(int event_fd, FdMonitorUse use, int *errnum)
 {
     /* Multishot polls came with RSRC_TAGS in Linux 5.13; the other two are older. */
     const unsigned required = IORING_FEAT_NODROP | IORING_FEAT_EXT_ARG | IORING_FEAT_RSRC_TAGS;
     FdMonitorUring *u = g_new0(FdMonitorUring, 1);
-    int ret = set_up_ring(&u->ring, use);
+    int ret;
+
+    u->wait_by_poll = under_valgrind();
+    if (u->wait_by_poll) {
+        use = FDMON_SHARED;
+    }
+    ret = set_up_ring(&u->ring, use);
 
     if (ret == 0 && (u->ring.features & required) != required) {
         io_uring_queue_exit(&u->ring);

@@ -331,6 +331,19 @@ static void timer_precision(AioContext *ctx)
     }
 }
 
+/* Timers that expire about when the loop computes how long to wait for them. */
+static void timer_at_once(AioContext *ctx)
+{
+    int n = 0;
+    AioTimer timer;
+
+    aio_timer_init(&timer, ctx, count, &n);
+    for (int i = 1; i <= (int)aio_test_scaled(20000); i++) {
+        aio_timer_mod(&timer, aio_clock_ns() + i % 400);
+        RUN_UNTIL(ctx, n == i);
+    }
+}
+
 static void free_timer(void *opaque)
 {
     g_free(opaque);
@@ -441,6 +454,7 @@ int main(int argc, char **argv)
     aio_test_add("bh/threads", bh_threads);
     aio_test_add("timer/schedule", timer_schedule);
     aio_test_add("timer/precision", timer_precision);
+    aio_test_add("timer/at-once", timer_at_once);
     aio_test_add("timer/delete-in-callback", timer_delete_in_callback);
     aio_test_add("timer/many", timer_many);
     aio_test_add("timer/other-thread", timer_other_thread);
