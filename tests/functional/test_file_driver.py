@@ -111,6 +111,14 @@ def test_image_inside_a_mount_of_ours(place, disk):
         os.pread(fd, 4096, 0)
 
 
+def test_loop_device_over_a_mount_of_ours(place, disk):
+    with place.loop(disk.file("disk")) as device:
+        message = refusal(place, device)
+        assert "mounted blockgraphfs" in message and device in message
+    with place.loop(place.image("other.img")) as device:
+        place.mount(graph_of(device), at="other").stop()
+
+
 def test_image_inside_a_dead_mount(place, disk):
     disk.crash()
     message = refusal(place, "mnt/disk")

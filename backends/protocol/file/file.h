@@ -39,6 +39,8 @@ typedef struct FileState {
 const char *file_type_name(mode_t mode);
 /* Whether fd lies in a mounted blockgraphfs. fd may be an O_PATH descriptor. */
 bool file_is_in_own_mount(int fd);
+/* Whether a block device is a loop device over a file that does. */
+bool file_is_loop_over_own_mount(int fd);
 /* Length in bytes, or -errno. */
 int64_t file_probe_length(int fd, bool is_device);
 bool file_is_read_only_device(int fd);

@@ -133,6 +133,13 @@ static int open_for_io(OpenJob *job, int path_fd)
 static int probe_opened(OpenJob *job)
 {
     FileState *s = job->s;
+    if (s->is_device && file_is_loop_over_own_mount(s->fd)) {
+        return open_fails(
+            job, EDEADLK, "filename",
+            "'%s' is a loop device over a file in a mounted blockgraphfs; a graph on top of itself "
+            "would deadlock",
+            s->filename);
+    }
     job->length = file_probe_length(s->fd, s->is_device);
     if (job->length < 0) {
         return open_fails(job, -job->length, "filename", "cannot tell the length of '%s': %s", s->filename,

@@ -9,6 +9,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/fs.h>
+#include <linux/loop.h>
 #include <linux/magic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -61,30 +62,43 @@ static int mount_id_of(int fd)
     return line ? atoi(line + strlen("mnt_id:")) : -1;
 }
 
-/* Whether a line of /proc/self/mountinfo is that of mount `id`, with type fuse.blockgraphfs. */
-static bool line_is_own_mount(const char *line, int id)
+/* Whether a line of /proc/self/mountinfo has type fuse.blockgraphfs, and mount `id` or device `dev`. */
+static bool line_is_own_mount(const char *line, int id, dev_t dev)
 {
     int line_id;
+    unsigned line_major, line_minor;
     const char *separator = strstr(line, " - ");
-    return sscanf(line, "%d ", &line_id) == 1 && line_id == id && separator &&
-           g_str_has_prefix(separator + strlen(" - "), "fuse.blockgraphfs ");
+    return separator && g_str_has_prefix(separator + strlen(" - "), "fuse.blockgraphfs ") &&
+           sscanf(line, "%d %*d %u:%u", &line_id, &line_major, &line_minor) == 3 &&
+           (line_id == id || makedev(line_major, line_minor) == dev);
 }
 
-bool file_is_in_own_mount(int fd)
+/* The table names a mount's type without a request to its daemon, which may be us, or hang. */
+static bool is_own_mount(int id, dev_t dev)
 {
-    /* The table names the mount's type without a request to its daemon, which may be us, or hang. */
-    int id = mount_id_of(fd);
     g_autofree char *text = NULL;
-    if (id < 0 || !g_file_get_contents("/proc/self/mountinfo", &text, NULL, NULL)) {
+    if (!g_file_get_contents("/proc/self/mountinfo", &text, NULL, NULL)) {
         return false;
     }
     g_auto(GStrv) lines = g_strsplit(text, "\n", -1);
     for (char **line = lines; *line; line++) {
-        if (line_is_own_mount(*line, id)) {
+        if (line_is_own_mount(*line, id, dev)) {
             return true;
         }
     }
     return false;
+}
+
+bool file_is_in_own_mount(int fd)
+{
+    int id = mount_id_of(fd);
+    return id >= 0 && is_own_mount(id, 0);
+}
+
+bool file_is_loop_over_own_mount(int fd)
+{
+    struct loop_info64 loop;
+    return ioctl(fd, LOOP_GET_STATUS64, &loop) == 0 && loop.lo_device && is_own_mount(-1, loop.lo_device);
 }
 
 int64_t file_probe_length(int fd, bool is_device)

@@ -7,7 +7,6 @@
 
 #include <errno.h>
 #include <inttypes.h>
-#include <stdlib.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -21,8 +20,6 @@
 #define STACK_PIECES 16
 /* How often a read that meets the end of the file too early looks again. */
 #define END_SEEN_MAX 4
-/* Largest bounce buffer in bytes. */
-#define BOUNCE_SIZE  (1024 * 1024)
 
 /* One transfer: `bytes` of the vector from `skip` on, at `offset` of the file. */
 typedef struct Transfer {
@@ -183,81 +180,13 @@ static int coroutine_fn fua_failed(Transfer *t, int ret)
     return ret;
 }
 
-/* ---- Alignment of memory, for O_DIRECT */
-
-static bool memory_is_aligned(const BlockLimits *limits, const IoVector *v, size_t skip, size_t bytes)
-{
-    for (const struct iovec *p = v->iov; bytes > 0; p++) {
-        if (skip >= p->iov_len) {
-            skip -= p->iov_len;
-            continue;
-        }
-        size_t n = MIN(p->iov_len - skip, bytes);
-        if (((uintptr_t)p->iov_base + skip) % limits->memory_alignment || n % limits->request_alignment) {
-            return false;
-        }
-        bytes -= n;
-        skip = 0;
-    }
-    return true;
-}
-
-static int coroutine_fn transfer_all(Transfer *t)
-{
-    if (!t->write) {
-        return read_all(t);
-    }
-    int ret = write_all(t);
-    return bg_unlikely(ret < 0 && (t->flags & RWF_DSYNC)) ? fua_failed(t, ret) : ret;
-}
-
-/* Through an aligned buffer, piece by piece. */
-static int coroutine_fn transfer_bounced(Transfer *t)
-{
-    const BlockLimits *limits = &t->node->limits;
-    struct iovec iov;
-    size_t size = MIN(t->bytes, BOUNCE_SIZE);
-    size_t align = MAX(MAX(limits->memory_alignment, limits->request_alignment), sizeof(void *));
-    if (posix_memalign(&iov.iov_base, align, size) != 0) {
-        return -ENOMEM;
-    }
-    int ret = 0;
-    while (t->bytes > 0 && ret == 0) {
-        iov.iov_len = MIN((size_t)t->bytes, size);
-        IoVector buffer = {.iov = &iov, .niov = 1, .size = iov.iov_len};
-        Transfer piece = *t;
-        piece.qiov = &buffer;
-        piece.skip = 0;
-        piece.bytes = iov.iov_len;
-        if (t->write) {
-            io_vector_to_buf(t->qiov, t->skip, iov.iov_base, iov.iov_len);
-        }
-        ret = transfer_all(&piece);
-        if (!t->write && ret == 0) {
-            io_vector_from_buf(t->qiov, t->skip, iov.iov_base, iov.iov_len);
-        }
-        transfer_advance(t, iov.iov_len);
-    }
-    free(iov.iov_base);
-    return ret;
-}
-
-static inline int coroutine_fn transfer_run(Transfer *t)
-{
-    const BlockLimits *limits = &t->node->limits;
-    if (limits->memory_alignment > 1 && !memory_is_aligned(limits, t->qiov, t->skip, t->bytes)) {
-        return transfer_bounced(t);
-    }
-    return transfer_all(t);
-}
-
 /* ---- Callbacks */
 
 int coroutine_fn file_co_preadv(BlockNode *node, int64_t offset, int64_t bytes, const IoVector *qiov,
                                 size_t qiov_offset, BlockRequestFlags flags)
 {
     Transfer t = {.node = node, .qiov = qiov, .skip = qiov_offset, .offset = offset, .bytes = bytes};
-    return transfer_run(&t);
+    return read_all(&t);
 }
 
 int coroutine_fn file_co_pwritev(BlockNode *node, int64_t offset, int64_t bytes, const IoVector *qiov,
@@ -270,7 +199,8 @@ int coroutine_fn file_co_pwritev(BlockNode *node, int64_t offset, int64_t bytes,
                   .skip = qiov_offset,
                   .offset = offset,
                   .bytes = bytes};
-    return transfer_run(&t);
+    int ret = write_all(&t);
+    return bg_unlikely(ret < 0 && (t.flags & RWF_DSYNC)) ? fua_failed(&t, ret) : ret;
 }
 
 static int flush_in_thread(void *opaque)
