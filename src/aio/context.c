@@ -169,6 +169,12 @@ struct io_uring_sqe *aio_uring_get_sqe(AioContext *ctx, AioCqe *cqe)
     if (ctx->monitor->ops->backend != AIO_BACKEND_URING) {
         return NULL;
     }
+#ifdef BG_DEBUG_CHECKS
+    if (aio_context_current() != ctx) {
+        bg_fatal("internal error: an entry of the ring of event loop '%s' was taken in another thread",
+                 ctx->name);
+    }
+#endif
     return fdmon_uring_get_sqe(ctx->monitor, cqe);
 }
 

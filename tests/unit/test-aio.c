@@ -338,7 +338,7 @@ static void timer_at_once(AioContext *ctx)
     AioTimer timer;
 
     aio_timer_init(&timer, ctx, count, &n);
-    for (int i = 1; i <= (int)aio_test_scaled(20000); i++) {
+    for (int i = 1; i <= (int)aio_test_scaled(5000); i++) {
         aio_timer_mod(&timer, aio_clock_ns() + i % 400);
         RUN_UNTIL(ctx, n == i);
     }
