@@ -22,8 +22,8 @@
 #define BG_TSA(x)
 #endif
 
-#define BG_CAPABILITY(name)    BG_TSA(capability(name))
-#define BG_SCOPED_CAPABILITY   BG_TSA(scoped_lockable)
+#define BG_CAPABILITY(name)  BG_TSA(capability(name))
+#define BG_SCOPED_CAPABILITY BG_TSA(scoped_lockable)
 /*
  * On a member of a struct that names another member: in C clang resolves that only from version 20 on, with
  * -fexperimental-late-parse-attributes; elsewhere it is for the reader.
@@ -35,12 +35,12 @@
 #define BG_GUARDED_BY(lock)
 #define BG_PT_GUARDED_BY(lock)
 #endif
-#define BG_ACQUIRE(...)        BG_TSA(acquire_capability(__VA_ARGS__))
-#define BG_TRY_ACQUIRE(...)    BG_TSA(try_acquire_capability(__VA_ARGS__))
-#define BG_RELEASE(...)        BG_TSA(release_capability(__VA_ARGS__))
-#define BG_REQUIRES(...)       BG_TSA(requires_capability(__VA_ARGS__))
-#define BG_EXCLUDES(...)       BG_TSA(locks_excluded(__VA_ARGS__))
-#define BG_NO_TSA              BG_TSA(no_thread_safety_analysis)
+#define BG_ACQUIRE(...)     BG_TSA(acquire_capability(__VA_ARGS__))
+#define BG_TRY_ACQUIRE(...) BG_TSA(try_acquire_capability(__VA_ARGS__))
+#define BG_RELEASE(...)     BG_TSA(release_capability(__VA_ARGS__))
+#define BG_REQUIRES(...)    BG_TSA(requires_capability(__VA_ARGS__))
+#define BG_EXCLUDES(...)    BG_TSA(locks_excluded(__VA_ARGS__))
+#define BG_NO_TSA           BG_TSA(no_thread_safety_analysis)
 
 #define bg_likely(x)   __builtin_expect(!!(x), 1)
 #define bg_unlikely(x) __builtin_expect(!!(x), 0)
