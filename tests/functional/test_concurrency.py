@@ -4,6 +4,7 @@ SPDX-License-Identifier: GPL-2.0-or-later
 """
 
 import concurrent.futures
+import contextlib
 import os
 import random
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 
 import fileio
 import harness
+import system
 from fileio import opened
 from system import MiB
 
@@ -138,14 +140,14 @@ def test_unaligned_neighbours(place, two):
 
 @pytest.mark.limit(180)
 def test_umount_under_load_is_refused_and_harmless(place, two):
+    # Slowed down, so that it lasts for some seconds on any machine; it verifies at its end.
     with subprocess.Popen(["fio", "--name=load", f"--filename={two.file('a')}", "--ioengine=io_uring",
                            "--rw=randwrite", "--bs=4k", "--iodepth=32", "--size=64M", "--verify=crc32c",
-                           "--verify_fatal=1", "--allow_file_create=0", "--io_size=48M"],
+                           "--verify_fatal=1", "--allow_file_create=0", "--io_size=48M", "--rate=16m"],
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=place.path) as load:
+        wait_until_open(load.pid, two.file("a"))
         refused = 0
         while load.poll() is None:
-            if refused == 0:
-                time.sleep(0.3)  # fio's start
             done = place.run("umount", two.mountpoints[0], check=False)
             if done.returncode == 0:
                 break
@@ -155,6 +157,19 @@ def test_umount_under_load_is_refused_and_harmless(place, two):
         output = load.communicate(timeout=120)[0]
         assert refused > 0
         assert load.returncode == 0, output
+
+
+def wait_until_open(pid, path):
+    """Until a process, or one of its children, has a file open."""
+    deadline = time.monotonic() + 20 * harness.TIME_SCALE
+    while True:
+        family = [pid] + [p.pid for p in system.processes() if p.parent == pid]
+        for member in family:
+            with contextlib.suppress(OSError):
+                if any(os.readlink(fd.path) == str(path) for fd in os.scandir(f"/proc/{member}/fd")):
+                    return
+        assert time.monotonic() < deadline, f"process {pid} did not open {path}"
+        time.sleep(0.02)
 
 
 @pytest.mark.limit(120)
