@@ -264,11 +264,15 @@ int coroutine_fn block_backend_co_truncate(BlockBackend *blk, int64_t length, GE
     return backend_end(blk, ret);
 }
 
-/* As backend_begin, but false, with nothing held, where it would park. */
+/*
+ * As backend_begin, but false, with nothing held, where a section stops the backend. Does not line up behind
+ * requests on their way out of the park: many copies that did so for two backends could send each other back
+ * to the ends of the lines for ever.
+ */
 static bool backend_try_begin(BlockBackend *blk)
 {
     atomic_fetch_add(&blk->in_flight, 1);
-    if (atomic_load(&blk->quiesce) > 0 || atomic_load(&blk->n_parked) > 0) {
+    if (atomic_load(&blk->quiesce) > 0) {
         backend_dec_in_flight(blk);
         return false;
     }

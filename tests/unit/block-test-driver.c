@@ -25,6 +25,7 @@ unsigned test_calls(BlockNode *node, BlockOp op)
 void coroutine_fn test_io_begin(TestDriver *d, BlockOp op)
 {
     atomic_fetch_add(&d->active, 1);
+    atomic_fetch_add(&d->active_data, op != BLOCK_OP_FLUSH);
     atomic_fetch_add(&d->calls[op], 1);
     g_assert_cmpint(atomic_load(&d->node->in_flight), >, 0);
     if (d->delay_ns == 1) {
@@ -35,8 +36,9 @@ void coroutine_fn test_io_begin(TestDriver *d, BlockOp op)
     }
 }
 
-int test_io_end(TestDriver *d, int ret)
+int test_io_end(TestDriver *d, BlockOp op, int ret)
 {
+    atomic_fetch_sub(&d->active_data, op != BLOCK_OP_FLUSH);
     atomic_fetch_sub(&d->active, 1);
     return ret;
 }
@@ -125,7 +127,7 @@ static int coroutine_fn filter_preadv(BlockNode *node, int64_t offset, int64_t b
 {
     test_io_begin(test_driver(node), BLOCK_OP_READ);
     int ret = block_child_co_preadv(node->file, offset, bytes, qiov, qiov_offset, flags);
-    return test_io_end(test_driver(node), ret);
+    return test_io_end(test_driver(node), BLOCK_OP_READ, ret);
 }
 
 static int coroutine_fn filter_pwritev(BlockNode *node, int64_t offset, int64_t bytes, const IoVector *qiov,
@@ -133,13 +135,13 @@ static int coroutine_fn filter_pwritev(BlockNode *node, int64_t offset, int64_t 
 {
     test_io_begin(test_driver(node), BLOCK_OP_WRITE);
     int ret = block_child_co_pwritev(node->file, offset, bytes, qiov, qiov_offset, flags);
-    return test_io_end(test_driver(node), ret);
+    return test_io_end(test_driver(node), BLOCK_OP_WRITE, ret);
 }
 
 static int coroutine_fn filter_flush(BlockNode *node)
 {
     test_io_begin(test_driver(node), BLOCK_OP_FLUSH);
-    return test_io_end(test_driver(node), 0);
+    return test_io_end(test_driver(node), BLOCK_OP_FLUSH, 0);
 }
 
 static const BlockDriver filter_driver = {
@@ -191,7 +193,7 @@ static int coroutine_fn format_preadv(BlockNode *node, int64_t offset, int64_t b
     if (child) {
         ret = block_child_co_preadv(child, offset, bytes, qiov, qiov_offset, flags);
     }
-    return test_io_end(test_driver(node), ret);
+    return test_io_end(test_driver(node), BLOCK_OP_READ, ret);
 }
 
 static int coroutine_fn format_pwritev(BlockNode *node, int64_t offset, int64_t bytes, const IoVector *qiov,
@@ -203,7 +205,7 @@ static int coroutine_fn format_pwritev(BlockNode *node, int64_t offset, int64_t 
     if (child) {
         ret = block_child_co_pwritev(child, offset, bytes, qiov, qiov_offset, flags);
     }
-    return test_io_end(test_driver(node), ret);
+    return test_io_end(test_driver(node), BLOCK_OP_WRITE, ret);
 }
 
 static const BlockDriver format_driver = {

@@ -36,6 +36,7 @@ typedef struct TestDriver {
     BlockNode *node;
     _Atomic unsigned calls[BLOCK_OP__MAX]; /* begun */
     _Atomic unsigned active;               /* callbacks running now */
+    _Atomic unsigned active_data;          /* the same without flushes */
     _Atomic unsigned drain_begins, drain_ends;
     _Atomic unsigned checks, sets, aborts; /* permission callbacks */
     _Atomic int fail_check;                /* errno for check_perm */
@@ -89,7 +90,7 @@ char *test_mem_record_text(BlockNode *node);
 extern const BlockDriver test_mem_driver, test_home_driver;
 
 void coroutine_fn test_io_begin(TestDriver *d, BlockOp op);
-int test_io_end(TestDriver *d, int ret);
+int test_io_end(TestDriver *d, BlockOp op, int ret);
 bool test_driver_open(BlockNode *node, BlockOptions *opts, GError **errp);
 void test_driver_close(TestDriver *d);
 void test_driver_drain_begin(BlockNode *node);

@@ -233,7 +233,7 @@ static int coroutine_fn mem_preadv(BlockNode *node, int64_t offset, int64_t byte
     if (ret == 0) {
         copy_out(mem, offset, bytes, qiov, qiov_offset);
     }
-    return test_io_end(&mem->d, ret);
+    return test_io_end(&mem->d, BLOCK_OP_READ, ret);
 }
 
 static void mem_grow(TestMem *mem, int64_t end)
@@ -253,13 +253,13 @@ static int coroutine_fn mem_pwritev(BlockNode *node, int64_t offset, int64_t byt
         io_vector_to_buf(qiov, qiov_offset, mem->data + offset, bytes);
         mem_grow(mem, offset + bytes);
     }
-    return test_io_end(&mem->d, ret);
+    return test_io_end(&mem->d, BLOCK_OP_WRITE, ret);
 }
 
 static int coroutine_fn mem_flush(BlockNode *node)
 {
     TestMem *mem = test_mem(node);
-    return test_io_end(&mem->d, mem_begin(mem, (TestCall){BLOCK_OP_FLUSH, 0, 0, 0, 0}));
+    return test_io_end(&mem->d, BLOCK_OP_FLUSH, mem_begin(mem, (TestCall){BLOCK_OP_FLUSH, 0, 0, 0, 0}));
 }
 
 static int coroutine_fn mem_pdiscard(BlockNode *node, int64_t offset, int64_t bytes)
@@ -276,7 +276,7 @@ static int coroutine_fn mem_pdiscard(BlockNode *node, int64_t offset, int64_t by
     if (ret == 0 && mem->erase_discarded) {
         memset(mem->data + offset, TEST_DISCARD_BYTE, bytes);
     }
-    return test_io_end(&mem->d, ret);
+    return test_io_end(&mem->d, BLOCK_OP_DISCARD, ret);
 }
 
 static int coroutine_fn mem_pwrite_zeroes(BlockNode *node, int64_t offset, int64_t bytes,
@@ -299,7 +299,7 @@ static int coroutine_fn mem_pwrite_zeroes(BlockNode *node, int64_t offset, int64
         memset(mem->data + offset, 0, bytes);
         mem_grow(mem, offset + bytes);
     }
-    return test_io_end(&mem->d, ret);
+    return test_io_end(&mem->d, BLOCK_OP_WRITE_ZEROES, ret);
 }
 
 static int coroutine_fn mem_truncate(BlockNode *node, int64_t length, GError **errp)
@@ -311,11 +311,11 @@ static int coroutine_fn mem_truncate(BlockNode *node, int64_t length, GError **e
     }
     if (ret < 0) {
         bg_error_set_errno(errp, -ret, "node '%s': resizing", node->name);
-        return test_io_end(&mem->d, ret);
+        return test_io_end(&mem->d, BLOCK_OP_TRUNCATE, ret);
     }
     memset(mem->data + length, 0, MAX(atomic_load(&mem->size) - length, 0));
     atomic_store(&mem->size, length);
-    return test_io_end(&mem->d, 0);
+    return test_io_end(&mem->d, BLOCK_OP_TRUNCATE, 0);
 }
 
 static int coroutine_fn mem_copy_range(BlockNode *src, int64_t src_offset, BlockNode *dst, int64_t dst_offset,
@@ -332,7 +332,7 @@ static int coroutine_fn mem_copy_range(BlockNode *src, int64_t src_offset, Block
     if (ret == 0) {
         memcpy(to->data + dst_offset, from->data + src_offset, bytes);
     }
-    return test_io_end(&to->d, ret);
+    return test_io_end(&to->d, BLOCK_OP_COPY_RANGE, ret);
 }
 
 static int64_t coroutine_fn mem_get_allocated(BlockNode *node)

@@ -72,34 +72,48 @@ AioContext *test_iothread(TestEnv *env, unsigned i)
     return iothread_context(env->iothread[i]);
 }
 
+bool test_env_open(TestEnv *env, AioBackend loop, GError **errp)
+{
+    *env = (TestEnv){.loop = loop};
+    env->ctx = aio_context_new("main", loop, errp);
+    if (!env->ctx) {
+        return false;
+    }
+    aio_context_set_current(env->ctx);
+    env->graph = block_graph_new(env->ctx);
+    return true;
+}
+
+void test_env_close(TestEnv *env)
+{
+    test_run(env, close_graph, NULL);
+    for (unsigned i = 0; i < TEST_IOTHREADS; i++) {
+        g_clear_pointer(&env->iothread[i], iothread_free);
+    }
+    block_graph_free(env->graph);
+    while (aio_context_run_once(env->ctx, false)) {
+        /* what the closing left to run */
+    }
+    aio_context_set_current(NULL);
+    aio_context_unref(env->ctx);
+}
+
 static void run_case(gconstpointer opaque)
 {
     const TestCase *test = opaque;
     g_autoptr(GError) err = NULL;
-    TestEnv env = {.loop = test->loop};
-    env.ctx = aio_context_new("main", test->loop, &err);
-    if (!env.ctx) {
+    TestEnv env;
+    if (!test_env_open(&env, test->loop, &err)) {
         g_test_skip(err->message);
         return;
     }
     alarm(TEST_TIMEOUT_S);
-    aio_context_set_current(env.ctx);
-    env.graph = block_graph_new(env.ctx);
     if (test->in_coroutine) {
         test_run(&env, run_in_coroutine, (void *)test);
     } else {
         test->fn(&env);
     }
-    test_run(&env, close_graph, NULL);
-    for (unsigned i = 0; i < TEST_IOTHREADS; i++) {
-        g_clear_pointer(&env.iothread[i], iothread_free);
-    }
-    block_graph_free(env.graph);
-    while (aio_context_run_once(env.ctx, false)) {
-        /* what the closing left to run */
-    }
-    aio_context_set_current(NULL);
-    aio_context_unref(env.ctx);
+    test_env_close(&env);
     alarm(0);
 }
 

@@ -25,6 +25,11 @@ typedef struct TestEnv {
     IoThread *iothread[TEST_IOTHREADS]; /* started on first use */
 } TestEnv;
 
+/* Main AioContext (made the current one) and an empty graph. False and *errp where the loop is refused. */
+bool test_env_open(TestEnv *env, AioBackend loop, GError **errp);
+/* Checks that nothing is in flight or drained, closes the graph, ends the iothreads. */
+void test_env_close(TestEnv *env);
+
 typedef void TestFunc(TestEnv *env);
 
 /* Register /NAME/io_uring and /NAME/epoll. `fn` runs at the top level of the main thread, or in a coroutine.
