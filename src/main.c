@@ -80,6 +80,7 @@ int main(int argc, char **argv)
     g_autoptr(CommandLine) line = NULL;
     GError *error = NULL;
 
+    daemonize_open_streams();
     line = command_line_parse(argc, argv, &error);
     if (!line) {
         return fail(error);

@@ -228,6 +228,33 @@ bool block_options_get_string(BlockOptions *opts, const char *key, char **out, G
     return true;
 }
 
+/* A key that is there and was probably meant to be `key`; NULL if none. Borrowed. */
+static const char *find_misspelt(BlockOptions *opts, const char *key)
+{
+    const char *const words[] = {key, NULL};
+    JsonObjectIter iter;
+    const char *name;
+
+    json_object_iter_init(&iter, opts->object);
+    while (json_object_iter_next(&iter, &name, NULL)) {
+        if (!g_hash_table_contains(opts->hinted, name) && text_nearest(name, words)) {
+            return name;
+        }
+    }
+    return NULL;
+}
+
+static bool missing_error(BlockOptions *opts, const char *key, GError **errp)
+{
+    const char *misspelt = find_misspelt(opts, key);
+
+    if (misspelt) {
+        return block_options_error(opts, misspelt, errp, EINVAL, "unknown option, did you mean '%s%s'?",
+                                   opts->prefix, key);
+    }
+    return block_options_error(opts, key, errp, EINVAL, "is required");
+}
+
 bool block_options_require_string(BlockOptions *opts, const char *key, char **out, GError **errp)
 {
     g_autofree char *text = NULL;
@@ -235,8 +262,11 @@ bool block_options_require_string(BlockOptions *opts, const char *key, char **ou
     if (!block_options_get_string(opts, key, &text, errp)) {
         return false;
     }
-    if (!text || !*text) {
-        return block_options_error(opts, key, errp, EINVAL, text ? "must not be empty" : "is required");
+    if (!text) {
+        return missing_error(opts, key, errp);
+    }
+    if (!*text) {
+        return block_options_error(opts, key, errp, EINVAL, "must not be empty");
     }
     *out = g_steal_pointer(&text);
     return true;

@@ -52,6 +52,18 @@ static void wait_for_child(pid_t pid, int fd)
     _exit(n == 1 ? EXIT_SUCCESS : status_of_dead_child(pid));
 }
 
+void daemonize_open_streams(void)
+{
+    int fd;
+
+    do {
+        fd = open("/dev/null", O_RDWR);
+    } while (fd >= 0 && fd <= 2);
+    if (fd > 2) {
+        close(fd);
+    }
+}
+
 bool daemonize_fork(int *ready_fd, GError **errp)
 {
     int fds[2];

@@ -10,6 +10,10 @@
 #include <glib.h>
 #include <stdbool.h>
 
+/* Open /dev/null as those of 0, 1 and 2 that are closed, lest a descriptor of ours becomes one. First of all.
+ */
+void daemonize_open_streams(void);
+
 /*
  * Fork, before any thread exists. The parent stays until the child is ready or ends, then exits with 0 or
  * with the child's status: this call does not return there. In the child, a new session, *ready_fd is for

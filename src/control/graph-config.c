@@ -167,6 +167,9 @@ void config_item_locate_error(const ConfigItem *item, GError **errp)
     }
     key = option_in_message(item, (*errp)->message);
     place = config_item_place(item, key);
+    if (!g_str_has_prefix((*errp)->message, item->what)) {
+        g_prefix_error(errp, "%s: ", item->what);
+    }
     g_prefix_error(errp, "%s: ", place);
 }
 

@@ -86,8 +86,8 @@ char *config_item_place(const ConfigItem *item, const char *key);
 bool config_item_error(const ConfigItem *item, const char *key, GError **errp, int errnum, const char *fmt,
                        ...) G_GNUC_PRINTF(5, 6);
 /*
- * Put the place before a message about this item that came from elsewhere: of the option that it names as
- * BlockOptions does, else of the item.
+ * Put the place, and the item where it is not named, before a message that came from elsewhere: the place of
+ * the option that the message names as BlockOptions does, else of the item.
  */
 void config_item_locate_error(const ConfigItem *item, GError **errp);
 

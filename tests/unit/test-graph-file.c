@@ -574,7 +574,6 @@ static void test_deep_json_names(void)
 static void test_ini_bounds(void)
 {
     g_autoptr(GString) text = g_string_new("[node a]\n");
-    g_autoptr(GString) message = g_string_new(NULL);
     g_autofree char *filler = g_strnfill(GRAPH_FILE_MAX_LINE + 1, 'x');
 
     g_string_append_printf(text, "value = %s\n", filler);

@@ -257,6 +257,40 @@ static void test_finish(void)
     finish_says("{\"\": \"x\"}", "node 'n': option 'file.': unknown option");
 }
 
+/* Where a required key is absent, a misspelt one is the better news. */
+static void test_misspelt(void)
+{
+    g_autoptr(BlockOptions) opts = options("{\"filname\": \"x\", \"size\": 5}");
+    char *text = NULL;
+    GError *error = NULL;
+
+    g_assert_false(block_options_require_string(opts, "filename", &text, &error));
+    assert_message(&error, "node 'n': option 'file.filname': unknown option, did you mean 'file.filename'?");
+    g_assert_false(block_options_require_string(opts, "driver", &text, &error));
+    assert_message(&error, "node 'n': option 'file.driver': is required");
+    g_assert_null(text);
+}
+
+static void test_child(void)
+{
+    g_autoptr(BlockOptions) opts = options("{\"a\": \"name\", \"b\": {\"driver\": \"x\"}, \"c\": 5}");
+    g_autofree char *name = NULL;
+    g_autoptr(JsonObject) object = NULL;
+    char *no_name = NULL;
+    JsonObject *no_object = NULL;
+    GError *error = NULL;
+
+    g_assert_true(block_options_get_child(opts, "a", &name, &no_object, &error));
+    g_assert_cmpstr(name, ==, "name");
+    g_assert_true(block_options_get_child(opts, "b", &no_name, &object, &error));
+    g_assert_cmpstr(json_object_get_string_member(object, "driver"), ==, "x");
+    g_assert_true(block_options_get_child(opts, "absent", &no_name, &no_object, &error));
+    g_assert_false(block_options_get_child(opts, "c", &no_name, &no_object, &error));
+    assert_message(&error, "node 'n': option 'file.c': expected an object, not a number");
+    g_assert_null(no_name);
+    g_assert_null(no_object);
+}
+
 /* Probed with has() only, a key is still refused. */
 static void test_finish_after_has(void)
 {
@@ -280,6 +314,8 @@ int main(int argc, char **argv)
     g_test_add_func("/options/twice", test_twice);
     g_test_add_func("/options/merged-object", test_merged_object);
     g_test_add_func("/options/finish", test_finish);
+    g_test_add_func("/options/misspelt", test_misspelt);
+    g_test_add_func("/options/child", test_child);
     g_test_add_func("/options/finish-after-has", test_finish_after_has);
     return g_test_run();
 }
