@@ -396,15 +396,17 @@ static void parallel_writer(void *opaque)
 /* More requests than the ring has entries. */
 static void file_parallel(AioContext *ctx)
 {
-    Parallel p = {.fd = temporary_file(), .n = aio_test_scaled(1500)};
+    for (unsigned round = aio_test_scaled(1); round > 0; round--) {
+        Parallel p = {.fd = temporary_file(), .n = 1500};
 
-    for (unsigned i = 0; i < p.n; i++) {
-        coroutine_enter(coroutine_create(parallel_writer, &p));
+        for (unsigned i = 0; i < p.n; i++) {
+            coroutine_enter(coroutine_create(parallel_writer, &p));
+        }
+        g_assert_cmpuint(p.next, ==, p.n);
+        RUN_UNTIL(ctx, p.done == p.n);
+        g_assert_cmpint(lseek(p.fd, 0, SEEK_END), ==, p.n * sizeof(unsigned));
+        close(p.fd);
     }
-    g_assert_cmpuint(p.next, ==, p.n);
-    RUN_UNTIL(ctx, p.done == p.n);
-    g_assert_cmpint(lseek(p.fd, 0, SEEK_END), ==, p.n * sizeof(unsigned));
-    close(p.fd);
 }
 
 /* ---- Raw entries */

@@ -80,9 +80,9 @@ static void chain_link(void *opaque)
     chain->finished++;
 }
 
-static void queue_chaining(AioContext *ctx)
+static void run_chain(AioContext *ctx)
 {
-    Chain chain = {.n = aio_test_scaled(2000)};
+    Chain chain = {.n = 2000};
     g_autofree Coroutine **co = g_new(Coroutine *, chain.n);
 
     chain.co = co;
@@ -95,6 +95,13 @@ static void queue_chaining(AioContext *ctx)
     aio_co_wake(co[0]);
     aio_test_run_ready(ctx);
     g_assert_cmpuint(chain.finished, ==, chain.n);
+}
+
+static void queue_chaining(AioContext *ctx)
+{
+    for (unsigned i = aio_test_scaled(1); i > 0; i--) {
+        run_chain(ctx);
+    }
 }
 
 typedef struct Remote {
