@@ -19,6 +19,7 @@
     X(host_device)                                                                                           \
     X(null_aio)                                                                                              \
     X(null_co)                                                                                               \
+    X(qcow2)                                                                                                 \
     X(raw)
 
 #define DECLARE(name) extern const BlockDriver block_driver_##name;

@@ -42,13 +42,15 @@ static bool read_cache_options(BlockNode *node, BlockOptions *opts, GError **err
            block_options_finish(sub, errp);
 }
 
-static bool read_common_options(BlockNode *node, BlockOptions *opts, const BlockNode *parent, GError **errp)
+/* role: to the parent. A backing is only ever read, whatever its parent is opened for. */
+static bool read_common_options(BlockNode *node, BlockOptions *opts, const BlockNode *parent,
+                                BlockChildRole role, GError **errp)
 {
     static const char *const discard_words[] = {"ignore", "unmap", NULL};
     static const char *const zeroes_words[] = {"off", "on", "unmap", NULL};
     int discard = 1, zeroes = 0;
     if (parent) {
-        node->read_only = parent->read_only;
+        node->read_only = parent->read_only || (role & BLOCK_ROLE_COW);
         node->auto_read_only = parent->auto_read_only;
         node->cache_direct = parent->cache_direct;
         node->cache_no_flush = parent->cache_no_flush;
@@ -188,7 +190,8 @@ static int coroutine_fn run_open(BlockNode *node, BlockOptions *opts, GError **e
 }
 
 static BlockNode *coroutine_fn node_co_open(BlockGraph *graph, JsonObject *options, const char *what,
-                                            const char *prefix, const BlockNode *parent, GError **errp)
+                                            const char *prefix, const BlockNode *parent, BlockChildRole role,
+                                            GError **errp)
 {
     g_autoptr(BlockOptions) opts = block_options_new(what, prefix, options);
     g_autofree char *driver_name = NULL, *name = NULL;
@@ -206,7 +209,7 @@ static BlockNode *coroutine_fn node_co_open(BlockGraph *graph, JsonObject *optio
     BlockNode *node = node_new(graph, driver, options);
     node->named_by_user = name != NULL;
     node->name = name ? g_steal_pointer(&name) : auto_name(graph);
-    if (!read_common_options(node, opts, parent, errp) || run_open(node, opts, errp) < 0) {
+    if (!read_common_options(node, opts, parent, role, errp) || run_open(node, opts, errp) < 0) {
         detach_children(node);
         node_free(node);
         return NULL;
@@ -224,12 +227,13 @@ BlockNode *coroutine_fn block_node_co_open(BlockGraph *graph, JsonObject *option
         name = json_node_get_string(member);
     }
     g_autofree char *what = name ? g_strdup_printf("node '%s'", name) : g_strdup("node without a name");
-    return node_co_open(graph, options, what, "", NULL, errp);
+    return node_co_open(graph, options, what, "", NULL, 0, errp);
 }
 
 /* The node that a child option names or defines; with a reference for the caller. */
 static BlockNode *coroutine_fn child_node(BlockNode *parent, BlockOptions *opts, const char *key,
-                                          const char *ref, JsonObject *object, GError **errp)
+                                          const char *ref, JsonObject *object, BlockChildRole role,
+                                          GError **errp)
 {
     if (ref) {
         GError *cause = NULL;
@@ -242,7 +246,8 @@ static BlockNode *coroutine_fn child_node(BlockNode *parent, BlockOptions *opts,
         return block_node_ref(node);
     }
     g_autofree char *prefix = g_strdup_printf("%s%s.", block_options_prefix(opts), key);
-    BlockNode *node = node_co_open(parent->graph, object, block_options_what(opts), prefix, parent, errp);
+    BlockNode *node =
+        node_co_open(parent->graph, object, block_options_what(opts), prefix, parent, role, errp);
     if (node && node->named_by_user) {
         block_node_ref(node); /* beside the graph's own */
     }
@@ -270,7 +275,7 @@ int coroutine_fn block_node_co_open_child(BlockNode *node, BlockOptions *opts, c
         return -EINVAL;
     }
     GError *err = NULL;
-    BlockNode *child = child_node(node, opts, key, ref, object, &err);
+    BlockNode *child = child_node(node, opts, key, ref, object, role, &err);
     BlockChild *edge = child ? block_node_attach_child(node, child, key, role, &err) : NULL;
     if (child) {
         block_node_co_unref(child);

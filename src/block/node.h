@@ -90,9 +90,9 @@ struct BlockNode {
  * Open a node from its options. The core reads "driver", "node-name", "read-only", "auto-read-only",
  * "discard", "detect-zeroes", "cache.direct" and "cache.no-flush" into the fields above before it calls
  * driver->co_open; all other keys are the driver's. A node defined in place takes over its parent's
- * read-only, auto-read-only, discard and cache.* as defaults. The node is in the graph after, with one
- * reference: the graph's own where the user named it, else the caller's. NULL and *errp on failure.
- * Main thread, coroutine.
+ * read-only (a backing is read-only by default), auto-read-only, discard and cache.* as defaults. The node is
+ * in the graph after, with one reference: the graph's own where the user named it, else the caller's. NULL
+ * and *errp on failure. Main thread, coroutine.
  */
 BlockNode *coroutine_fn block_node_co_open(BlockGraph *graph, JsonObject *options, GError **errp);
 

@@ -211,6 +211,18 @@ bool block_options_is_string(BlockOptions *opts, const char *key)
     return value && holds(value, G_TYPE_STRING);
 }
 
+bool block_options_is_none(BlockOptions *opts, const char *key)
+{
+    JsonNode *value = find_value(opts, key);
+
+    if (!value ||
+        !(JSON_NODE_HOLDS_NULL(value) || (holds(value, G_TYPE_STRING) && !*json_node_get_string(value)))) {
+        return false;
+    }
+    mark_known(opts, key);
+    return true;
+}
+
 bool block_options_get_string(BlockOptions *opts, const char *key, char **out, GError **errp)
 {
     JsonNode *value;

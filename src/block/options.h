@@ -34,6 +34,10 @@ bool block_options_has(BlockOptions *opts, const char *key);
 /* Whether it is there as a string (of a child: the name of a node). Does not mark it as known. */
 bool block_options_is_string(BlockOptions *opts, const char *key);
 
+/* Whether it is there as null or as an empty string, which says that there is no such child. Marks the key as
+ * known where it is. */
+bool block_options_is_none(BlockOptions *opts, const char *key);
+
 /* *out: newly allocated string; free with g_free. The old value of *out is not freed. */
 bool block_options_get_string(BlockOptions *opts, const char *key, char **out, GError **errp);
 /* As get_string, and an absent or empty value is an error that says the key is required. */

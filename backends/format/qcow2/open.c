@@ -1,0 +1,257 @@
+/*
+ * Driver qcow2: opening and closing. docs/qcow2.md says what is supported and what is refused.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#include "config.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <string.h>
+
+#include "backends/format/qcow2/qcow2.h"
+#include "util/error.h"
+#include "util/log.h"
+
+#define MIB                    (INT64_C(1) << 20)
+#define DEFAULT_L2_CACHE       (32 * MIB)
+#define DEFAULT_REFCOUNT_CACHE (8 * MIB)
+#define MAX_CACHE              (INT64_C(1) << 40)
+/* Below it one operation could not hold what it works on. */
+#define MIN_TABLES             4
+
+/* ---- Header */
+
+static int coroutine_fn read_header(BlockNode *node, Qcow2Header *h, uint8_t *buf, size_t size, GError **errp)
+{
+    int64_t length = block_node_length(node->file->node);
+    size_t n = (size_t)MIN(length, (int64_t)size);
+    int ret = block_child_co_pread(node->file, 0, (int64_t)n, buf);
+    if (ret < 0) {
+        return bg_error_set_errno(errp, -ret, "node '%s': reading the qcow2 header", node->name);
+    }
+    return qcow2_header_parse(buf, n, length, node->name, h, errp);
+}
+
+/* Images in these states are read, but not written. */
+static int check_writable(BlockNode *node, const Qcow2Header *h, GError **errp)
+{
+    const char *why = NULL;
+    if (h->incompatible & QCOW2_INCOMPATIBLE_CORRUPT) {
+        why = "is marked corrupt";
+    } else if (h->incompatible & QCOW2_INCOMPATIBLE_DIRTY) {
+        why = "was not closed properly while lazy refcounts were in use, so that its refcounts are wrong";
+    }
+    if (!why || node->read_only) {
+        return 0;
+    }
+    if (node->auto_read_only) {
+        node->read_only = true;
+        return 0;
+    }
+    return bg_error_set(errp, EINVAL,
+                        "node '%s': the qcow2 image %s: repair it with 'qemu-img check -r all', or "
+                        "open it with read-only=on",
+                        node->name, why);
+}
+
+static void set_geometry(Qcow2State *s, const Qcow2Header *h)
+{
+    s->version = h->version;
+    s->cluster_bits = h->cluster_bits;
+    s->cluster_size = INT64_C(1) << h->cluster_bits;
+    s->extended = h->incompatible & QCOW2_INCOMPATIBLE_EXTENDED_L2;
+    s->l2_bits = h->cluster_bits - (s->extended ? 4 : 3);
+    s->sub_bits = h->cluster_bits - (s->extended ? 5 : 0);
+    s->subs = s->extended ? 32 : 1;
+    s->refcount_order = h->refcount_order;
+    s->refblock_bits = h->cluster_bits + 3 - h->refcount_order;
+    s->compression = h->compression;
+    s->names_backing = h->backing_offset != 0;
+    s->n_snapshots = h->snapshots;
+    s->incompatible = h->incompatible;
+    s->autoclear = h->autoclear;
+    s->length = (int64_t)h->size;
+}
+
+/* ---- Backing */
+
+/* A backing file that the image names is opened only where the graph says so. */
+static int coroutine_fn open_backing(BlockNode *node, BlockOptions *opts, const Qcow2Header *h,
+                                     const uint8_t *header, GError **errp)
+{
+    if (block_options_is_none(opts, "backing")) {
+        return 0;
+    }
+    if (h->backing_offset && !block_options_has(opts, "backing")) {
+        g_autofree char *raw = g_strndup((const char *)header + h->backing_offset, h->backing_length);
+        g_autofree char *name = g_strescape(raw, NULL);
+        block_options_error(
+            opts, "backing", errp, EINVAL,
+            "the image names the backing file '%s', which is not opened by itself: name its "
+            "node, or define it in place (backing.driver, ...); an empty value says that there "
+            "is none",
+            name);
+        return -EINVAL;
+    }
+    return block_node_co_open_child(node, opts, "backing", BLOCK_ROLE_COW, true, NULL, errp);
+}
+
+/* ---- Caches */
+
+static unsigned tables_in(const Qcow2State *s, int64_t bytes)
+{
+    return (unsigned)MAX(MIN(bytes >> s->cluster_bits, INT64_C(1) << 30), MIN_TABLES);
+}
+
+static int open_caches(Qcow2State *s, BlockOptions *opts, GError **errp)
+{
+    int64_t l2 = DEFAULT_L2_CACHE, refcount = DEFAULT_REFCOUNT_CACHE;
+    if (!block_options_get_size(opts, "l2-cache-size", &l2, errp) ||
+        !block_options_get_size(opts, "refcount-cache-size", &refcount, errp)) {
+        return -EINVAL;
+    }
+    if (l2 > MAX_CACHE || refcount > MAX_CACHE) {
+        block_options_error(opts, l2 > MAX_CACHE ? "l2-cache-size" : "refcount-cache-size", errp, ERANGE,
+                            "more than 1 TiB");
+        return -ERANGE;
+    }
+    qcow2_cache_init(&s->l2_cache, tables_in(s, l2), true);
+    qcow2_cache_init(&s->refcount_cache, tables_in(s, refcount), false);
+    return 0;
+}
+
+/* ---- Open, close */
+
+static GArray *new_ranges(void)
+{
+    return g_array_new(false, false, sizeof(Qcow2Range));
+}
+
+static void state_init(BlockNode *node)
+{
+    Qcow2State *s = node->opaque;
+    s->node = node;
+    co_mutex_init(&s->sync_lock);
+    co_mutex_init(&s->lock);
+    s->dropped = new_ranges();
+    s->stable = new_ranges();
+    s->draining = new_ranges();
+    s->snapshot_extents = g_array_new(false, false, sizeof(Qcow2Extent));
+}
+
+static void state_destroy(Qcow2State *s)
+{
+    qcow2_cache_free(&s->l2_cache);
+    qcow2_cache_free(&s->refcount_cache);
+    qcow2_directory_free(&s->l1);
+    qcow2_directory_free(&s->reftable);
+    g_array_unref(s->dropped);
+    g_array_unref(s->stable);
+    g_array_unref(s->draining);
+    g_array_unref(s->snapshot_extents);
+    g_free(s->overlap_filter);
+    co_mutex_destroy(&s->lock);
+    co_mutex_destroy(&s->sync_lock);
+}
+
+static int coroutine_fn read_tables(Qcow2State *s, const Qcow2Header *h, GError **errp)
+{
+    uint32_t n_reftable = h->reftable_clusters << (h->cluster_bits - 3);
+    int ret = qcow2_directory_read(s, &s->l1, h->l1_offset, h->l1_size);
+    ret = ret < 0 ? ret : qcow2_directory_read(s, &s->reftable, h->reftable_offset, n_reftable);
+    if (ret < 0) {
+        return bg_error_set_errno(errp, -ret, "node '%s': reading the qcow2 tables", s->node->name);
+    }
+    ret = qcow2_snapshot_table_read(s, h, errp);
+    if (ret == 0) {
+        qcow2_overlap_init(s);
+    }
+    return ret;
+}
+
+static int coroutine_fn open_image(BlockNode *node, BlockOptions *opts, uint8_t *buf, size_t size,
+                                   GError **errp)
+{
+    Qcow2State *s = node->opaque;
+    Qcow2Header h;
+    int ret = read_header(node, &h, buf, size, errp);
+    ret = ret < 0 ? ret : check_writable(node, &h, errp);
+    if (ret < 0) {
+        return ret;
+    }
+    set_geometry(s, &h);
+    ret = open_backing(node, opts, &h, buf, errp);
+    ret = ret < 0 ? ret : open_caches(s, opts, errp);
+    return ret < 0 ? ret : read_tables(s, &h, errp);
+}
+
+static int coroutine_fn qcow2_co_open(BlockNode *node, BlockOptions *opts, GError **errp)
+{
+    Qcow2State *s = node->opaque;
+    int ret = block_node_co_open_child(node, opts, "file", BLOCK_ROLE_IMAGE, false, NULL, errp);
+    if (ret < 0) {
+        return ret;
+    }
+    if (node->file->node->read_only && !node->read_only) {
+        node->read_only = true;
+    }
+    state_init(node);
+    size_t size = (size_t)1 << 21; /* header, extensions and backing file's name lie in the first cluster */
+    g_autofree uint8_t *buf = g_malloc(size);
+    ret = open_image(node, opts, buf, size, errp);
+    if (ret < 0) {
+        state_destroy(s);
+        return ret;
+    }
+    atomic_store(&node->length, s->length);
+    node->limits.pwrite_zeroes_alignment = 1u << s->sub_bits;
+    node->limits.pdiscard_alignment = (uint32_t)s->cluster_size;
+    node->supported_zero_flags = BLOCK_REQ_MAY_UNMAP;
+    return 0;
+}
+
+static void coroutine_fn qcow2_co_close(BlockNode *node)
+{
+    Qcow2State *s = node->opaque;
+    if (!node->read_only) {
+        int ret = qcow2_sync(s);
+        if (ret < 0) {
+            bg_log(BG_LOG_ERROR, "node '%s': writing the qcow2 tables: %s", node->name, g_strerror(-ret));
+        }
+    }
+    state_destroy(s);
+}
+
+/*
+ * The file: tables are written also when no user writes (at the end, what the last flush left), so the
+ * permission is held while the node is open. Backing: read.
+ */
+static void qcow2_child_perm(BlockNode *node, BlockChild *child, BlockPerm perm, BlockPerm shared,
+                             BlockPerm *child_perm, BlockPerm *child_shared)
+{
+    *child_perm = BLOCK_PERM_CONSISTENT_READ;
+    *child_shared = BLOCK_PERM_CONSISTENT_READ | BLOCK_PERM_WRITE_UNCHANGED;
+    if (child->role & BLOCK_ROLE_COW) {
+        if (shared & BLOCK_PERM_WRITE) {
+            *child_shared |= BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE;
+        }
+    } else if (!node->read_only && !child->node->read_only) {
+        *child_perm |= BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE;
+    }
+}
+
+const BlockDriver block_driver_qcow2 = {
+    .name = "qcow2",
+    .instance_size = sizeof(Qcow2State),
+    .co_open = qcow2_co_open,
+    .co_close = qcow2_co_close,
+    .co_preadv = qcow2_co_preadv,
+    .co_pwritev = qcow2_co_pwritev,
+    .co_flush = qcow2_co_flush,
+    .co_pwrite_zeroes = qcow2_co_pwrite_zeroes,
+    .co_pdiscard = qcow2_co_pdiscard,
+    .co_block_status = qcow2_co_block_status,
+    .co_truncate = qcow2_co_truncate,
+    .child_perm = qcow2_child_perm,
+};
