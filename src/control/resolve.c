@@ -53,6 +53,9 @@ static bool follow(const char *key, const char *name, void *opaque, GError **err
     ConfigItem *target = config_find(sorter->config, CONFIG_NODE, name);
     guint position;
 
+    if (!*name) { /* "none", where the driver takes that */
+        return true;
+    }
     if (!target) {
         return dangling_error(sorter, item, key, name, errp);
     }

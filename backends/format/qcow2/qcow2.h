@@ -295,6 +295,8 @@ int coroutine_fn qcow2_co_pwritev(BlockNode *node, int64_t offset, int64_t bytes
                                   size_t qiov_offset, BlockRequestFlags flags);
 int coroutine_fn qcow2_co_pwrite_zeroes(BlockNode *node, int64_t offset, int64_t bytes,
                                         BlockRequestFlags flags);
+/* Write zero bytes, through the driver's own writing. */
+int coroutine_fn qcow2_write_zero_bytes(BlockNode *node, int64_t offset, int64_t end);
 int coroutine_fn qcow2_co_pdiscard(BlockNode *node, int64_t offset, int64_t bytes);
 int coroutine_fn qcow2_co_block_status(BlockNode *node, int64_t offset, int64_t bytes, int64_t *pnum,
                                        BlockChild **child, int64_t *child_offset);

@@ -62,20 +62,6 @@ static int coroutine_fn make_room_locked(Qcow2State *s, int64_t length)
     return ret == 0 && n > s->l1.n ? grow_l1_locked(s, n) : ret;
 }
 
-/* Write zero bytes, through the driver's own writing. */
-static int coroutine_fn write_zero_bytes(BlockNode *node, int64_t offset, int64_t end)
-{
-    size_t size = (size_t)MIN(end - offset, INT64_C(1) << 20);
-    g_autofree uint8_t *buf = g_malloc0(MAX(size, 1));
-    int ret = 0;
-    for (; offset < end && ret == 0; offset += (int64_t)size) {
-        struct iovec iov = {buf, MIN(size, (size_t)(end - offset))};
-        IoVector v = {&iov, 1, iov.iov_len};
-        ret = qcow2_co_pwritev(node, offset, (int64_t)iov.iov_len, &v, 0, 0);
-    }
-    return ret;
-}
-
 /*
  * What lies between the old and the new end must read as zeroes: the rest of the last cluster may hold
  * anything, and a backing longer than the image would show.
@@ -93,12 +79,12 @@ static int coroutine_fn clear_new_range(BlockNode *node, int64_t from, int64_t t
         co_mutex_unlock(&s->lock);
     }
     if (ret == 0 && (m.type != QCOW2_UNALLOCATED || m.bytes < cluster_end - from || below_end > from)) {
-        ret = write_zero_bytes(node, from, cluster_end);
+        ret = qcow2_write_zero_bytes(node, from, cluster_end);
     }
     if (ret == 0 && below_end > cluster_end) {
         ret = qcow2_co_pwrite_zeroes(node, cluster_end, qcow2_cluster_end(s, below_end) - cluster_end,
                                      BLOCK_REQ_MAY_UNMAP);
-        ret = ret == -ENOTSUP ? write_zero_bytes(node, cluster_end, below_end) : ret;
+        ret = ret == -ENOTSUP ? qcow2_write_zero_bytes(node, cluster_end, below_end) : ret;
     }
     return ret;
 }

@@ -49,7 +49,23 @@ static Qcow2L2Entry zeroed_entry(const Qcow2State *s, Qcow2L2Entry e, ZeroKind k
     return may_be_nothing || s->version < 3 ? (Qcow2L2Entry){0} : e;
 }
 
-/* Cluster by cluster up to the end of the table; *end becomes where it stopped. */
+int coroutine_fn qcow2_write_zero_bytes(BlockNode *node, int64_t offset, int64_t end)
+{
+    size_t size = (size_t)MIN(end - offset, INT64_C(1) << 20);
+    g_autofree uint8_t *buf = g_malloc0(MAX(size, 1));
+    int ret = 0;
+    for (; offset < end && ret == 0; offset += (int64_t)size) {
+        struct iovec iov = {buf, MIN(size, (size_t)(end - offset))};
+        IoVector v = {&iov, 1, iov.iov_len};
+        ret = qcow2_co_pwritev(node, offset, (int64_t)iov.iov_len, &v, 0, 0);
+    }
+    return ret;
+}
+
+/*
+ * Cluster by cluster up to the end of the table; *end becomes where it stopped. -ENOTSUP: the part up to *end
+ * must be written, as a part of a compressed cluster cannot be zeroed otherwise.
+ */
 static int zero_in_table_locked(Qcow2State *s, Qcow2Table *t, int64_t offset, int64_t *end, ZeroKind kind)
 {
     int64_t span = INT64_C(1) << (s->cluster_bits + s->l2_bits);
@@ -59,7 +75,9 @@ static int zero_in_table_locked(Qcow2State *s, Qcow2Table *t, int64_t offset, in
         Qcow2L2Entry old = qcow2_l2_load(s, t, i);
         uint64_t subs = s->extended ? subs_in(s, start, offset, *end) : 0;
         if ((old.entry & QCOW2_ENTRY_COMPRESSED) && s->extended && subs != ALL_SUBS) {
-            return -ENOTSUP;
+            bool is_first = start <= offset;
+            *end = is_first ? MIN(*end, start + s->cluster_size) : start;
+            return is_first ? -ENOTSUP : 0;
         }
         Qcow2L2Entry new = zeroed_entry(s, old, kind, subs);
         if (new.entry == old.entry &&new.bitmap == old.bitmap) {
@@ -107,6 +125,7 @@ static int coroutine_fn zero_range(Qcow2State *s, int64_t offset, int64_t end, Z
         int ret = zero_some_locked(s, offset, &done, kind);
         should_sync |= qcow2_should_sync(s);
         co_mutex_unlock(&s->lock);
+        ret = ret == -ENOTSUP ? qcow2_write_zero_bytes(s->node, offset, done) : ret;
         if (ret < 0) {
             return ret;
         }
