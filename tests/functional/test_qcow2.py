@@ -162,6 +162,16 @@ def test_refused(place, what, offset, data, words):
     assert words in message and "'disk'" in message
 
 
+def test_refcount_block_entered_twice(place):
+    image = qcow2.create(place, "disk.qcow2")
+    with opened(image) as fd:
+        table, = struct.unpack(">Q", os.pread(fd, 8, 48))
+        os.pwrite(fd, os.pread(fd, 8, table), table + 80)
+    message = place.refuse(place.write("graph.conf", NODE.format(image=image)), place.directory("mnt"))
+    assert "two entries" in message
+    place.mount(NODE.format(image=image) + "read-only = on\n", at="read-only")
+
+
 def test_unknown_feature_is_named(place):
     """By the name that the image itself has for it."""
     image = qcow2.create(place, "disk.qcow2")

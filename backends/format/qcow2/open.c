@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "backends/format/qcow2/qcow2.h"
@@ -155,6 +156,33 @@ static void state_destroy(Qcow2State *s)
     co_mutex_destroy(&s->sync_lock);
 }
 
+static int compare_entries(const void *a, const void *b)
+{
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return x < y ? -1 : x > y;
+}
+
+/*
+ * Two entries for one refcount block would make taking a cluster here take another there; and a few blocks
+ * could stand for so many full ones that the search for a free cluster had no end.
+ */
+static int check_reftable(const Qcow2State *s, GError **errp)
+{
+    const Qcow2Directory *d = &s->reftable;
+    g_autofree uint64_t *sorted = g_memdup2(d->entries, d->n * sizeof *sorted);
+    qsort(sorted, d->n, sizeof *sorted, compare_entries);
+    for (uint32_t i = 1; i < d->n && !s->node->read_only; i++) {
+        if (sorted[i] && sorted[i] == sorted[i - 1]) {
+            return bg_error_set(
+                errp, EINVAL,
+                "node '%s': qcow2 refcount table: two entries for one block: repair the image "
+                "with 'qemu-img check -r all', or open it with read-only=on",
+                s->node->name);
+        }
+    }
+    return 0;
+}
+
 static int coroutine_fn read_tables(Qcow2State *s, const Qcow2Header *h, GError **errp)
 {
     uint32_t n_reftable = h->reftable_clusters << (h->cluster_bits - 3);
@@ -163,7 +191,8 @@ static int coroutine_fn read_tables(Qcow2State *s, const Qcow2Header *h, GError 
     if (ret < 0) {
         return bg_error_set_errno(errp, -ret, "node '%s': reading the qcow2 tables", s->node->name);
     }
-    ret = qcow2_snapshot_table_read(s, h, errp);
+    ret = check_reftable(s, errp);
+    ret = ret < 0 ? ret : qcow2_snapshot_table_read(s, h, errp);
     if (ret == 0) {
         qcow2_overlap_init(s);
     }

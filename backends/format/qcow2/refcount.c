@@ -93,27 +93,51 @@ int coroutine_fn qcow2_refcount_get_locked(Qcow2State *s, uint64_t cluster, uint
 
 /* ---- Taking clusters */
 
+typedef struct FreeRun {
+    uint64_t next;       /* cluster to look at */
+    uint64_t length;     /* of the run that ends before it */
+    uint64_t first_free; /* the first free cluster seen */
+} FreeRun;
+
+static void count_cluster(FreeRun *r, bool is_free)
+{
+    if (is_free) {
+        r->first_free = MIN(r->first_free, r->next);
+    }
+    r->length = is_free ? r->length + 1 : 0;
+    r->next++;
+}
+
+/* Go on with the run, to the end of one block at most. */
+static int coroutine_fn scan_block(Qcow2State *s, FreeRun *r, uint64_t n)
+{
+    Qcow2Table *block;
+    int ret = get_block(s, r->next, &block);
+    if (ret < 0) {
+        return ret;
+    }
+    uint64_t i = index_in_block(s, r->next), per_block = UINT64_C(1) << s->refblock_bits;
+    for (; i < per_block && r->length < n; i++) {
+        count_cluster(r, !block || qcow2_refcount_load(block->data, s->refcount_order, i) == 0);
+    }
+    if (block) {
+        qcow2_cache_put(block);
+    }
+    return 0;
+}
+
 /* The first run of n clusters without references, from the hint on. */
 static int coroutine_fn find_free(Qcow2State *s, uint64_t n, uint64_t *first)
 {
-    uint64_t run = 0, i = s->free_hint, last = MAX_OFFSET >> s->cluster_bits, first_free = UINT64_MAX;
-    while (run < n) {
-        uint64_t refcount;
-        if (i >= last) {
-            return -EFBIG;
-        }
-        int ret = qcow2_refcount_get_locked(s, i, &refcount);
+    FreeRun run = {.next = s->free_hint, .first_free = UINT64_MAX};
+    while (run.length < n) {
+        int ret = run.next + n > MAX_OFFSET >> s->cluster_bits ? -EFBIG : scan_block(s, &run, n);
         if (ret < 0) {
             return ret;
         }
-        if (refcount == 0) {
-            first_free = MIN(first_free, i);
-        }
-        run = refcount ? 0 : run + 1;
-        i++;
     }
-    *first = i - n;
-    s->free_hint = first_free; /* shorter runs before it remain to be used */
+    *first = run.next - n;
+    s->free_hint = run.first_free; /* shorter runs before it remain to be used */
     return 0;
 }
 
