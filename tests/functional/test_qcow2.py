@@ -78,6 +78,17 @@ def test_snapshots_present(place):
     assert read_whole(daemon) == qcow2.content(place, image)
 
 
+def test_image_without_a_graph(place):
+    """The format is found by its magic; a backing has to be said in a graph."""
+    image = qcow2.create(place, "base.qcow2", "", SIZE)
+    qcow2.fill(place, image, SIZE, seed=5)
+    daemon = place.start(image, place.directory("mnt"), mountpoints=[place.directory("mnt")])
+    assert read_whole(daemon, "base.qcow2") == qcow2.content(place, image)
+    daemon.stop()
+    overlay = qcow2.create(place, "disk.qcow2", backing="base.qcow2")
+    assert "backing" in place.refuse(overlay, place.directory("mnt"))
+
+
 def test_holes_show(place):
     image = qcow2.create(place, "disk.qcow2", "", SIZE)
     place.run("qemu-io", "-f", "qcow2", "-c", "write 1M 128k", "-c", "write -z 1M 64k", image)

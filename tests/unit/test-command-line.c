@@ -379,16 +379,16 @@ static void test_image(void)
 
 static void test_bad_image(void)
 {
-    g_autofree char *qcow2 = image("x.qcow2", "QFI\xfb\0\0\0\x03", 8);
+    g_autofree char *vmdk = image("x.vmdk", "KDMV", 4);
     g_autofree char *fifo = g_build_filename(dir, "fifo", NULL);
     g_autofree char *no_driver =
-        g_strdup_printf("'%s' is an image of format qcow2, for which there is no driver yet "
+        g_strdup_printf("'%s' is an image of format vmdk, for which there is no driver yet "
                         "(--format=raw exports the file's bytes as they are)",
-                        qcow2);
+                        vmdk);
     g_autofree char *directory = g_strdup_printf("cannot open '%s': it is a directory", dir);
     g_autofree char *is_fifo = g_strdup_printf("cannot open '%s': it is a FIFO", fifo);
 
-    refuse_plan(no_driver, WORDS(qcow2, "/m"));
+    refuse_plan(no_driver, WORDS(vmdk, "/m"));
     refuse_plan(directory, WORDS(dir, "/m"));
     g_assert_cmpint(mkfifo(fifo, 0600), ==, 0);
     refuse_plan(is_fifo, WORDS(fifo, "/m"));
@@ -397,7 +397,7 @@ static void test_bad_image(void)
     refuse_plan("cannot open '/dev/null': it is a character device", WORDS("/dev/null", "/m"));
     refuse_plan("the file name 'x\xef\xbf\xbd' is not valid UTF-8", WORDS("x\xff", "/m"));
     refuse_plan("--format rw: no driver is named 'rw'; did you mean 'raw'?",
-                WORDS("--format=rw", qcow2, "/m"));
+                WORDS("--format=rw", vmdk, "/m"));
 }
 
 static void test_uri(void)
