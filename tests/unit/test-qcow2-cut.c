@@ -322,6 +322,79 @@ static void coroutine_fn test_subclusters(TestEnv *env)
     run_cuts(env, "extended_l2=on,cluster_size=16k", "", 4);
 }
 
+/* ---- A file that fails now and then */
+
+static int coroutine_fn work_on(void *opaque)
+{
+    Worker *w = opaque;
+    g_autoptr(GRand) rand = g_rand_new_with_seed(w->seed);
+    int failed = 0;
+    for (unsigned i = 1; i <= w->operations; i++) {
+        int kind = g_rand_int_range(rand, 0, 10);
+        failed += (kind == 0 ? block_backend_co_flush(w->blk) : change(w, rand, kind < 4 ? 0 : i)) < 0;
+    }
+    return failed;
+}
+
+/* Whatever fails in between, the tables stay sound; leaks at most. */
+static void coroutine_fn run_failures(TestEnv *env, const char *create, const char *options, unsigned seed)
+{
+    g_autofree char *path = driver_test_path("fail.qcow2"), *content = NULL, *output = NULL;
+    gsize n;
+    if (driver_test_lacks("qemu-img")) {
+        return;
+    }
+    g_assert_cmpint(
+        driver_test_command(NULL, "qemu-img", "create", "-f", "qcow2", "-o", create, path, "3M", NULL), ==,
+        0);
+    g_assert_true(g_file_get_contents(path, &content, &n, NULL));
+    g_autoptr(GByteArray) start = g_byte_array_new_take((guint8 *)g_steal_pointer(&content), n);
+    g_autoptr(GRand) rand = g_rand_new_with_seed(seed);
+    events = g_array_new(false, false, sizeof(Event));
+    g_array_set_clear_func(events, event_clear);
+    BlockBackend *blk = open_image(env, start, options);
+    BlockNode *mem = block_graph_find(env->graph, "mem", NULL);
+    TestTask *tasks[WORKERS];
+    Worker *workers = g_new0(Worker, WORKERS);
+    for (unsigned i = 0; i < WORKERS; i++) {
+        workers[i] = (Worker){.number = i, .operations = 200, .seed = seed + i, .blk = blk};
+        tasks[i] = test_spawn(test_iothread(env, i), work_on, &workers[i]);
+    }
+    int failed = 0;
+    for (unsigned i = 0; i < WORKERS; i++) {
+        while (!test_task_done(tasks[i])) {
+            static const BlockOp ops[] = {BLOCK_OP_READ, BLOCK_OP_WRITE, BLOCK_OP_FLUSH};
+            BlockOp op = ops[g_rand_int_range(rand, 0, 3)];
+            test_mem_fail(mem, op, ENOSPC);
+            aio_co_sleep_ns(200000);
+            test_mem_fail(mem, op, 0);
+            aio_co_sleep_ns(500000);
+        }
+        failed += test_join(tasks[i]);
+    }
+    g_assert_cmpint(failed, >, 0);
+    block_backend_co_flush(blk); /* fails where the driver has given up */
+    driver_test_close(env, blk);
+    g_assert_true(
+        g_file_set_contents(path, (char *)test_mem(mem)->data, atomic_load(&test_mem(mem)->size), NULL));
+    int status = driver_test_command(&output, "qemu-img", "check", "-f", "qcow2", path, NULL);
+    if (status != 0 && status != 3) {
+        g_error("%s", output);
+    }
+    test_delete(env, block_graph_find(env->graph, "log", NULL));
+    test_delete(env, mem);
+    g_array_unref(events);
+    g_free(workers);
+}
+
+static void coroutine_fn test_failures(TestEnv *env)
+{
+    for (unsigned seed = 1; seed <= 4; seed++) {
+        run_failures(env, "cluster_size=512,refcount_bits=64", SMALL_CACHES, seed);
+        run_failures(env, "cluster_size=4k", "", 10 + seed);
+    }
+}
+
 static void register_tests(void)
 {
     block_driver_register_for_test(&log_driver);
@@ -329,6 +402,7 @@ static void register_tests(void)
     test_add_co("qcow2-cut/large-caches", test_large_caches);
     test_add_co("qcow2-cut/version-2", test_version_2);
     test_add_co("qcow2-cut/subclusters", test_subclusters);
+    test_add_co("qcow2-cut/failures", test_failures);
 }
 
 int main(int argc, char **argv)

@@ -151,7 +151,10 @@ static int coroutine_fn l2_new(Qcow2State *s, uint32_t l1_index, uint64_t old, Q
     Qcow2Table *from = NULL, *t;
     uint64_t offset;
     int ret = qcow2_alloc_locked(s, 1, &offset);
-    if (ret == 0 && old) {
+    if (ret < 0) {
+        return ret;
+    }
+    if (old) {
         ret = qcow2_cache_get_locked(s, &s->l2_cache, old, &from);
     }
     ret = ret < 0 ? ret : qcow2_cache_new_locked(s, &s->l2_cache, offset, &t);
@@ -162,6 +165,7 @@ static int coroutine_fn l2_new(Qcow2State *s, uint32_t l1_index, uint64_t old, Q
         qcow2_cache_put(from);
     }
     if (ret < 0) {
+        qcow2_unref_locked(s, offset >> s->cluster_bits, 1, NULL);
         return ret;
     }
     s->link_count++;

@@ -261,3 +261,10 @@ int coroutine_fn qcow2_mark_corrupt_locked(Qcow2State *s, uint64_t offset, const
     }
     return -EIO;
 }
+
+int qcow2_give_up_locked(Qcow2State *s, int error, const char *what)
+{
+    block_graph_log_error(s->node->graph, s->node->name, BLOCK_OP_WRITE, -1, 0, -error, what);
+    atomic_store(&s->corrupt, true);
+    return error;
+}

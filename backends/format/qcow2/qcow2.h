@@ -140,7 +140,7 @@ typedef struct Qcow2State {
     Qcow2Busy *busy;
     uint8_t *overlap_filter;
     int64_t length; /* as the header has it; changed by truncate alone, of which there is one at a time */
-    _Atomic bool corrupt;
+    _Atomic bool corrupt; /* nothing may be written any more */
 
     /*
      * References that the tables in memory no longer hold, on their way to the refcounts:
@@ -163,6 +163,10 @@ int coroutine_fn qcow2_header_write_locked(Qcow2State *s, unsigned field, const 
 int coroutine_fn qcow2_begin_change_locked(Qcow2State *s);
 /* The tables contradict themselves: mark the image, refuse to write to it from now on. Returns -EIO. */
 int coroutine_fn qcow2_mark_corrupt_locked(Qcow2State *s, uint64_t offset, const char *what);
+
+/* Nobody knows which of two tables the header points to: both are good as long as nothing is written any
+ * more. Returns error. */
+int qcow2_give_up_locked(Qcow2State *s, int error, const char *what);
 
 /* ---- directory.c */
 int coroutine_fn qcow2_directory_read(Qcow2State *s, Qcow2Directory *d, uint64_t offset, uint32_t n);

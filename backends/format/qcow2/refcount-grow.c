@@ -10,6 +10,7 @@
 #include "config.h"
 
 #include <errno.h>
+#include <string.h>
 
 #include "backends/format/qcow2/qcow2.h"
 
@@ -67,9 +68,21 @@ static int coroutine_fn point_header(Qcow2State *s, uint64_t offset, uint64_t cl
     uint8_t field[12];
     qcow2_store64(field, offset);
     qcow2_store32(field + 8, (uint32_t)clusters);
-    int ret = qcow2_file_flush(s);
-    ret = ret < 0 ? ret : qcow2_header_write_locked(s, QCOW2_HEADER_REFTABLE, field, sizeof field);
+    int ret = qcow2_header_write_locked(s, QCOW2_HEADER_REFTABLE, field, sizeof field);
     return ret < 0 ? ret : qcow2_file_flush(s);
+}
+
+/* The new table did not come about: the old one, which has no change to write, is the table again. */
+static void go_back(Qcow2State *s, const GrowPlan *p, uint64_t old_offset, uint32_t old_n)
+{
+    Qcow2Directory *d = &s->reftable;
+    for (uint64_t b = 0; b < p->blocks; b++) {
+        qcow2_cache_forget(&s->refcount_cache, (p->first + b) << s->cluster_bits);
+    }
+    memset(d->dirty, 0, d->n / QCOW2_DIRECTORY_CHUNK + 1);
+    d->any_dirty = false;
+    d->offset = old_offset;
+    d->n = old_n;
 }
 
 int coroutine_fn qcow2_reftable_grow_locked(Qcow2State *s, uint64_t min_entries)
@@ -83,12 +96,19 @@ int coroutine_fn qcow2_reftable_grow_locked(Qcow2State *s, uint64_t min_entries)
     /* What the old table has not said yet must be there before its copy says it. */
     int ret = qcow2_write_refcounts_locked(s);
     ret = ret < 0 ? ret : qcow2_directory_move_locked(s, d, table_offset, (uint32_t)p.entries);
-    ret = ret < 0 ? ret : add_blocks(s, &p, old_n);
-    ret = ret < 0 ? ret : qcow2_write_refcounts_locked(s);
-    ret = ret < 0 ? ret : point_header(s, table_offset, p.table);
     if (ret < 0) {
-        /* Which table the file has is not known for sure any more: keep both, and say no from now on. */
-        return qcow2_mark_corrupt_locked(s, table_offset, "the refcount table could not be moved");
+        return ret;
+    }
+    ret = add_blocks(s, &p, old_n);
+    ret = ret < 0 ? ret : qcow2_write_refcounts_locked(s);
+    ret = ret < 0 ? ret : qcow2_file_flush(s);
+    if (ret < 0) {
+        go_back(s, &p, old_offset, (uint32_t)old_n);
+        return ret;
+    }
+    ret = point_header(s, table_offset, p.table);
+    if (ret < 0) {
+        return qcow2_give_up_locked(s, ret, "qcow2: the header could not be pointed to a new refcount table");
     }
     return qcow2_unref_locked(s, old_offset >> s->cluster_bits, div_up(old_n * 8, (uint64_t)s->cluster_size),
                               NULL);

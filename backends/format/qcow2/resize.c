@@ -24,8 +24,7 @@ static int coroutine_fn point_header(Qcow2State *s, uint32_t entries, uint64_t o
     uint8_t field[12];
     qcow2_store32(field, entries);
     qcow2_store64(field + 4, offset);
-    int ret = qcow2_file_flush(s);
-    ret = ret < 0 ? ret : qcow2_header_write_locked(s, QCOW2_HEADER_L1_SIZE, field, sizeof field);
+    int ret = qcow2_header_write_locked(s, QCOW2_HEADER_L1_SIZE, field, sizeof field);
     return ret < 0 ? ret : qcow2_file_flush(s);
 }
 
@@ -36,15 +35,22 @@ static int coroutine_fn point_header(Qcow2State *s, uint32_t entries, uint64_t o
 static int coroutine_fn grow_l1_locked(Qcow2State *s, uint64_t n)
 {
     uint64_t offset, bytes = n * 8, old = s->l1.offset, old_bytes = s->l1.n * UINT64_C(8);
-    int ret = qcow2_alloc_locked(s, (bytes + (uint64_t)s->cluster_size - 1) >> s->cluster_bits, &offset);
-    ret = ret < 0 ? ret : qcow2_write_l2_locked(s);
-    ret = ret < 0 ? ret : qcow2_directory_move_locked(s, &s->l1, offset, (uint32_t)n);
+    uint64_t clusters = (bytes + (uint64_t)s->cluster_size - 1) >> s->cluster_bits;
+    int ret = qcow2_alloc_locked(s, clusters, &offset);
     if (ret < 0) {
         return ret;
     }
-    ret = point_header(s, (uint32_t)n, offset);
+    ret = qcow2_write_l2_locked(s);
+    ret = ret < 0 ? ret : qcow2_file_flush(s);
+    ret = ret < 0 ? ret : qcow2_directory_move_locked(s, &s->l1, offset, (uint32_t)n);
     if (ret < 0) {
-        return qcow2_mark_corrupt_locked(s, offset, "the L1 table could not be moved");
+        qcow2_unref_locked(s, offset >> s->cluster_bits, clusters, NULL);
+        return ret;
+    }
+    ret = qcow2_file_flush(s);
+    ret = ret < 0 ? ret : point_header(s, (uint32_t)n, offset);
+    if (ret < 0) {
+        return qcow2_give_up_locked(s, ret, "qcow2: the header could not be pointed to a new L1 table");
     }
     if (old_bytes) {
         qcow2_drop_locked(s, old, old_bytes);
