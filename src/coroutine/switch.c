@@ -10,7 +10,7 @@
  */
 #include "config.h"
 
-#include "coroutine/context.h"
+#include "coroutine/switch.h"
 
 #include <stdint.h>
 #include <string.h>
