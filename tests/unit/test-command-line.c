@@ -277,6 +277,26 @@ static void test_bad_keyval(void)
     refuse_keyval(many->str, "more than 4096 options");
 }
 
+/* Whatever the text, there is an object or a message. */
+static void test_keyval_mutations(void)
+{
+    static const char alphabet[] = ",,==..ab019{}[]\": -\\";
+
+    for (int i = 0; i < 20000; i++) {
+        char text[32];
+        int len = g_test_rand_int_range(0, sizeof(text));
+        g_autoptr(GError) error = NULL;
+        g_autoptr(JsonObject) object = NULL;
+
+        for (int j = 0; j < len; j++) {
+            text[j] = alphabet[g_test_rand_int_range(0, sizeof(alphabet) - 1)];
+        }
+        text[len] = '\0';
+        object = keyval_parse(text, "driver", &error);
+        g_assert_true((object != NULL) == (error == NULL));
+    }
+}
+
 static void test_items(void)
 {
     g_autoptr(CommandLine) line =
@@ -618,6 +638,7 @@ int main(int argc, char **argv)
     g_test_add_func("/command-line/bad-mount-options", test_bad_mount_options);
     g_test_add_func("/command-line/keyval", test_keyval);
     g_test_add_func("/command-line/bad-keyval", test_bad_keyval);
+    g_test_add_func("/command-line/keyval-mutations", test_keyval_mutations);
     g_test_add_func("/command-line/items", test_items);
     g_test_add_func("/command-line/plan", test_plan);
     g_test_add_func("/command-line/bad-plan", test_bad_plan);

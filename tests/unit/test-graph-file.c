@@ -600,6 +600,64 @@ static void test_ini_bounds(void)
     refused_ini(text->str, "g:100002: more than 100000 options");
 }
 
+/* ---- Mutations: whatever the text, there is a result or a message, and no crash (more so under ASan) */
+
+#define MUTATIONS 3000
+
+static const char lab_json[] =
+    "{\"nodes\": [{\"node-name\": \"a\", \"driver\": \"raw\", \"size\": 512, \"f\": -1.5e3, \"b\": true,\n"
+    " \"file\": {\"driver\": \"file\", \"filename\": \"x\\u00e4\\ud83d\\ude00\"}}, {\"node-name\": \"c\",\n"
+    " \"children\": [\"a\", null]}], \"exports\": [{\"type\": \"fuse\", \"id\": \"e\", \"node-name\": "
+    "\"c\"}]}";
+
+/* Replace, remove or repeat a few stretches of the text, with what the syntax is made of. */
+static char *mutate(const char *text)
+{
+    static const char alphabet[] = "[]{}\",:=.\\# \n\tabu09-e/j";
+    g_autoptr(GString) out = g_string_new(text);
+
+    for (int i = g_test_rand_int_range(1, 6); i > 0 && out->len > 0; i--) {
+        gssize at = g_test_rand_int_range(0, (int)out->len);
+        gssize most = g_test_rand_int_range(1, 12);
+        gssize len = MIN(most, (gssize)out->len - at);
+        g_autofree char *piece = g_strndup(out->str + at, len);
+
+        switch (g_test_rand_int_range(0, 3)) {
+        case 0:
+            out->str[at] = alphabet[g_test_rand_int_range(0, sizeof(alphabet) - 1)];
+            break;
+        case 1:
+            g_string_erase(out, at, len);
+            break;
+        default:
+            g_string_insert(out, g_test_rand_int_range(0, (int)out->len), piece);
+            break;
+        }
+    }
+    return g_string_free(g_steal_pointer(&out), FALSE);
+}
+
+static void mutations_of(Parse *parse, const char *text)
+{
+    for (int i = 0; i < MUTATIONS; i++) {
+        g_autofree char *mutated = mutate(text);
+        g_autoptr(Config) config = config_new();
+        g_autoptr(GError) error = NULL;
+        g_autoptr(GPtrArray) exports = read_all(config, parse, mutated, &error);
+
+        g_assert_true((exports != NULL) == (error == NULL));
+        if (error) {
+            g_assert_true(g_str_has_prefix(error->message, "g:")); /* the file, and mostly the line */
+        }
+    }
+}
+
+static void test_mutations(void)
+{
+    mutations_of(graph_file_parse_ini, lab);
+    mutations_of(graph_file_parse_json, lab_json);
+}
+
 /* ---- Files */
 
 static char *dir; /* a temporary one, for all tests below */
@@ -714,6 +772,7 @@ int main(int argc, char **argv)
     g_test_add_func("/graph-file/long-json-keys", test_long_json_keys);
     g_test_add_func("/graph-file/deep-json-names", test_deep_json_names);
     g_test_add_func("/graph-file/ini-bounds", test_ini_bounds);
+    g_test_add_func("/graph-file/mutations", test_mutations);
     g_test_add_func("/graph-file/files", test_files);
     g_test_add_func("/graph-file/relative-to-file", test_relative_to_file);
     g_test_add_func("/graph-file/device", test_device);
