@@ -389,6 +389,7 @@ static void coroutine_fn close_files(FuseMount *mount)
 static int coroutine_fn stop(FuseMount *mount)
 {
     FuseMountState before = mount->state;
+    mount->closed = NULL; /* what ends now ends by us */
     if (mount->session) {
         mount_session_co_unmount(mount->session); /* the queues still serve what this brings */
     }
