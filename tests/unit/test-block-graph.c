@@ -96,6 +96,7 @@ static void coroutine_fn test_set_perm(TestEnv *env)
     int ret = block_backend_co_pwrite(b, 0, sizeof buf, buf, 0);
     g_assert_true(ret == -EACCES || ret == -EROFS);
     g_assert_cmpint(block_backend_set_perm(a, PERM_READ, BLOCK_PERM_ALL, &err), ==, 0);
+    g_assert_cmpint(leaf->perm, ==, PERM_READ); /* nothing is left of what was refused */
     g_assert_cmpint(block_backend_set_perm(b, PERM_WRITE, BLOCK_PERM_ALL, &err), ==, 0);
     g_assert_no_error(err);
     g_assert_cmpint(block_backend_co_pwrite(b, 0, sizeof buf, buf, 0), ==, 0);

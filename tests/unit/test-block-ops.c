@@ -426,21 +426,25 @@ static void coroutine_fn test_truncate_serialised(TestEnv *env)
     leaf_close(env, blk);
 }
 
-/* The other way round: what comes after the truncate finds the new end. */
+/* The other way round: what comes after the truncate finds the new end, though the old one stood at its
+ * start. */
 static void coroutine_fn test_truncate_first(TestEnv *env)
 {
     BlockBackend *blk = leaf_open(env, "l", "'align':512,'erase-discarded':true");
     BlockNode *leaf = block_backend_node(blk);
-    test_mem_hold(leaf, BLOCK_OP_TRUNCATE, -1);
+    test_mem_hold(leaf, BLOCK_OP_WRITE, 150000);
+    TestRequest *earlier = test_request_start(env->ctx, blk, BLOCK_OP_WRITE, 150000, 10, 1);
+    g_assert_cmpuint(test_mem_waiting(leaf), ==, 1);
     TestRequest *t = test_request_start(env->ctx, blk, BLOCK_OP_TRUNCATE, 100000, 0, 0);
-    test_wait(test_mem_waiting(leaf) == 1);
-    TestRequest *w = test_request_start(test_iothread(env, 0), blk, BLOCK_OP_WRITE, 200000, 10, 1);
-    TestRequest *z = test_request_start(test_iothread(env, 0), blk, BLOCK_OP_WRITE_ZEROES, 204800, 512, 1);
-    TestRequest *d = test_request_start(test_iothread(env, 1), blk, BLOCK_OP_DISCARD, 99000, 100000, 0);
+    TestRequest *w = test_request_start(env->ctx, blk, BLOCK_OP_WRITE, 200000, 10, 1);
+    TestRequest *z = test_request_start(env->ctx, blk, BLOCK_OP_WRITE_ZEROES, 204800, 512, 1);
+    TestRequest *d = test_request_start(env->ctx, blk, BLOCK_OP_DISCARD, 99000, 100000, 0);
     TestRequest *below = test_request_start(env->ctx, blk, BLOCK_OP_WRITE, 50, 10, 0x5a);
     g_assert_cmpint(test_request_finish(below), ==, 0);
-    test_settle();
-    test_mem_release(leaf, BLOCK_OP_TRUNCATE, -1);
+    g_assert_cmpuint(test_calls(leaf, BLOCK_OP_TRUNCATE), ==, 0);
+    g_assert_cmpint(block_backend_length(blk), ==, SIZE);
+    test_mem_release(leaf, BLOCK_OP_WRITE, 150000);
+    g_assert_cmpint(test_request_finish(earlier), ==, 0);
     g_assert_cmpint(test_request_finish(t), ==, 0);
     g_assert_cmpint(test_request_finish(w), ==, -ENOSPC);
     g_assert_cmpint(test_request_finish(z), ==, -ENOSPC);
