@@ -266,9 +266,12 @@ static char *file_filename(BlockNode *node)
     return g_strdup(s->filename);
 }
 
+static const char *const file_names[] = {"filename", NULL};
+
 /* clang-format off */
 #define FILE_DRIVER(name_) {                                                                                 \
     .name = name_,                                                                                           \
+    .file_options = file_names,                                                                              \
     .instance_size = sizeof(FileState),                                                                      \
     .co_open = file_co_open,                                                                                 \
     .co_close = file_co_close,                                                                               \
