@@ -202,8 +202,7 @@ static void test_file_names(void)
     assert_node(config, "f", "{\"node-name\":\"f\",\"driver\":\"file\",\"filename\":\"/base/a:b\"}");
     refused_ini("[node a]\nfile=json:{\n",
                 "g:2: node 'a': option 'file': JSON: expected a string, found the end of the text");
-    refused_ini("[node a]\nchildren.0=json:[]\n",
-                "g:2: node 'a': option 'children.0': JSON: expected an object");
+    refused_ini("[node a]\nfile=json:[]\n", "g:2: node 'a': option 'file': JSON: expected an object");
 }
 
 /* ---- JSON */
