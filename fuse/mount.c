@@ -356,8 +356,8 @@ static void coroutine_fn stop_queues(FuseMount *mount)
     while (mount->queues_running > 0) {
         co_wait(mount);
     }
-    co_checkpoint(mount); /* bottom halves from one queue to another */
     fuse_watch_stop(mount);
+    co_checkpoint(mount); /* bottom halves from one queue, or the guard, to another */
 }
 
 static int coroutine_fn flush_exports(FuseMount *mount)

@@ -116,9 +116,13 @@ static void guard_tick(void *opaque)
         struct pollfd p = {.fd = mount->queues[0].fd, .events = POLLIN};
         if (poll(&p, 1, 0) <= 0) {
             atomic_store(&mount->watch.guarded, false); /* no traffic */
-            return;
+            /* Pairs with fuse_watch_account: who read meanwhile saw a guard, and needs one. */
+            if (total_reads(mount) == reads || atomic_exchange(&mount->watch.guarded, true)) {
+                return;
+            }
+        } else if (p.revents & POLLIN) {
+            add_watcher(mount);
         }
-        add_watcher(mount);
     }
     guard_rearm(mount);
 }

@@ -34,8 +34,6 @@ struct BlockDriver {
      */
     const char *const *child_options;
     const char *const *file_options;
-    /* No flush exists or is needed below this driver (null-co). */
-    bool no_flush_needed;
 
     /*
      * Required. Read options (block_options_*), open files, attach children
