@@ -39,6 +39,10 @@ Kernel *kernel_mount(TestEnv *env, FuseExport *const *exports, unsigned n)
     for (unsigned i = 0; i < KERNEL_QUEUES; i++) {
         int pair[2];
         g_assert_cmpint(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair), ==, 0);
+        /* Room for all replies of a burst: the mount does not wait for the reader, nor does it with a kernel.
+         */
+        int room = 1024 * 1024;
+        g_assert_cmpint(setsockopt(pair[1], SOL_SOCKET, SO_SNDBUF, &room, sizeof room), ==, 0);
         k->fd[i] = pair[0];
         fds[i] = pair[1];
         contexts[i] = test_iothread(env, i);
