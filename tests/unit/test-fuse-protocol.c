@@ -370,6 +370,47 @@ static void coroutine_fn test_forget(TestEnv *env)
     disk_close(&d);
 }
 
+/* ---- protocol/statfs: of a file that grows, half of it a hole, whenever it is asked for its size */
+
+static int coroutine_fn growing_open(BlockNode *node, BlockOptions *opts, GError **errp)
+{
+    atomic_store(&node->length, SIZE);
+    return 0;
+}
+
+static int64_t coroutine_fn growing_get_allocated(BlockNode *node)
+{
+    int64_t length = atomic_fetch_add(&node->length, 4 * SIZE);
+    atomic_fetch_add(&node->last_write_ns, 1);
+    return length / 2;
+}
+
+static const BlockDriver growing_driver = {
+    .name = "test-growing",
+    .instance_size = 1,
+    .co_open = growing_open,
+    .co_get_allocated = growing_get_allocated,
+};
+
+static void coroutine_fn test_statfs(TestEnv *env)
+{
+    BlockNode *node = test_open(env, "{'driver':'test-growing','node-name':'n'}");
+    FuseExport *exp = test_export(env, node, "disk", true);
+    Kernel *k = kernel_mount(env, &exp, 1);
+    for (unsigned i = 0; i < 10; i++) {
+        struct fuse_statfs_out out;
+        g_assert_cmpint(kernel_call(k, FUSE_STATFS, FUSE_ROOT_ID, NULL, 0, &out, sizeof out), ==, 0);
+        uint64_t length = block_node_length(node);
+        g_assert_cmpuint(out.st.bfree, <=, out.st.blocks);
+        g_assert_cmpuint(out.st.bavail, ==, out.st.bfree);
+        g_assert_cmpuint(out.st.blocks * out.st.frsize, ==, length);
+        g_assert_cmpuint(out.st.bfree * out.st.frsize, >=, length / 2);
+    }
+    g_assert_cmpint(kernel_unmount(k), ==, 0);
+    fuse_export_co_free(exp);
+    test_delete(env, node);
+}
+
 /* ---- protocol/random: every opcode with random arguments; each gets one reply and no more */
 
 static void coroutine_fn test_random(TestEnv *env)
@@ -400,6 +441,7 @@ static void coroutine_fn test_random(TestEnv *env)
 
 static void register_tests(void)
 {
+    block_driver_register_for_test(&growing_driver);
     test_add_co("protocol/read-write", test_read_write);
     test_add_co("protocol/ends", test_ends);
     test_add_co("protocol/malformed", test_malformed);
@@ -412,6 +454,7 @@ static void register_tests(void)
     test_add_co("protocol/node-data", test_node_data);
     test_add_co("protocol/snapshot-refused", test_snapshot_refused);
     test_add_co("protocol/forget", test_forget);
+    test_add_co("protocol/statfs", test_statfs);
     test_add_co("protocol/random", test_random);
 }
 
