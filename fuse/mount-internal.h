@@ -22,6 +22,7 @@ typedef enum FuseMountState {
 struct FuseMount {
     /* -- constant once running */
     BlockGraph *graph;
+    char *mountpoint;      /* also after the session is gone; for messages */
     MountSession *session; /* NULL: tests, which bring their own descriptors */
     FuseQueue *queues;
     unsigned n_queues;
