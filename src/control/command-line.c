@@ -293,6 +293,13 @@ static bool check(const CommandLine *line, GError **errp)
         bg_error_set(errp, EINVAL, "-s contradicts -o queues=%u", line->mount->queues);
         return false;
     }
+    if (line->mount->auto_unmount && line->mount->event_loop == AIO_BACKEND_URING) {
+        bg_error_set(
+            errp, EINVAL,
+            "-o event-loop=io_uring contradicts auto_unmount: io_uring keeps /dev/fuse open a moment "
+            "longer than the daemon lives, and fusermount3 then takes the mount for alive");
+        return false;
+    }
     return true;
 }
 

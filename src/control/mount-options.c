@@ -145,6 +145,12 @@ static bool take_fsname(MountOptions *options, const char *word, const char *val
     return true;
 }
 
+static bool pass_auto_unmount(MountOptions *options, const char *word, const char *value, GError **errp)
+{
+    options->auto_unmount = true;
+    return pass_on(options, word, value, errp);
+}
+
 static bool pass_max_read(MountOptions *options, const char *word, const char *value, GError **errp)
 {
     uint64_t number;
@@ -166,7 +172,7 @@ static const MountWord mount_words[] = {
     {"allow_other", false, take_allow_other},
     {"allow_root", false, refuse_allow_root},
     {"default_permissions", false, pass_on},
-    {"auto_unmount", false, pass_on},
+    {"auto_unmount", false, pass_auto_unmount},
     {"fsname", true, take_fsname},
     {"subtype", true, pass_on},
     {"max_read", true, pass_max_read},

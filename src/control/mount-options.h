@@ -17,6 +17,7 @@ typedef struct MountOptions {
     bool read_only;
     bool strict_sync;
     bool allow_other;
+    bool auto_unmount;
     unsigned queues; /* 0: not given */
     AioBackend event_loop;
     GPtrArray *fuse_options; /* words for libfuse, owned, escaped for its -o; no NULL at the end */

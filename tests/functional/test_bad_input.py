@@ -176,6 +176,7 @@ def test_uri_without_driver(place, uri):
     (["-o", "cache=writeback"], "cache=writeback"),
     (["-o", "event-loop=select"], "event-loop=select"),
     (["-o", "allow_root"], "allow_root"),
+    (["-o", "auto_unmount,event-loop=io_uring"], "contradicts auto_unmount"),
     (["-o", "uid=5"], "uid=5"),
     (["--daemonize"], "--daemonize"),
     (["--format", "rwa"], "'raw'"),

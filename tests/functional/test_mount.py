@@ -6,6 +6,7 @@ SPDX-License-Identifier: GPL-2.0-or-later
 import errno
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -147,6 +148,24 @@ def test_kill_9_then_fusermount(place, disk):
     again = place.mount(DISK)
     assert os.listdir(mountpoint) == ["disk"]
     again.stop()
+
+
+@pytest.mark.timing
+@pytest.mark.parametrize("event_loop", ["auto", "epoll"])
+def test_auto_unmount(place, event_loop):
+    if not shutil.which("fusermount3"):
+        pytest.skip("needs fusermount3")
+    place.image("disk.img")
+    for i in range(3):
+        daemon = place.mount(DISK, "--verbose", "-o", f"auto_unmount,event-loop={event_loop}", at=f"mnt{i}",
+                             stderr_allowed=".")
+        assert ("sake of auto_unmount" in daemon.said()) == (event_loop == "auto")
+        daemon.file("disk").read_bytes()
+        daemon.crash()
+        deadline = time.monotonic() + 2
+        while system.is_mounted(daemon.mountpoints[0]):
+            assert time.monotonic() < deadline, "still mounted"
+            time.sleep(0.02)
 
 
 def test_umount_of_a_busy_mount_is_refused(place, disk):
