@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import harness
 import system
 from fileio import opened
 from harness import DISK
@@ -163,7 +164,7 @@ def test_auto_unmount(place, event_loop):
         daemon.file("disk").read_bytes()
         daemon.crash()
         deadline = time.monotonic() + 2
-        while system.is_mounted(daemon.mountpoints[0]):
+        while system.is_mounted(daemon.mountpoints[0]) or system.children(daemon.mountpoints[0]):
             assert time.monotonic() < deadline, "still mounted"
             time.sleep(0.02)
 
@@ -353,6 +354,57 @@ def test_mount_and_unmount_again_and_again(place):
         daemon.umount() if i % 2 else daemon.stop()
     content = (place.path / "disk.img").read_bytes()
     assert [content[i * 4096] for i in range(10)] == list(range(1, 11))
+
+
+@pytest.mark.parametrize("kind", ["directory", "file"])
+def test_mount_right_after_umount(place, kind):
+    """umount(8) returns before the old daemon has flushed and unlocked the image."""
+    place.image("disk.img")
+    if kind == "directory":
+        source, mountpoint = place.write("graph.conf", DISK), place.directory()
+        words, export = [source, mountpoint], mountpoint / "disk"
+    else:
+        mountpoint = export = place.write("target", "")
+        source = place.write("graph.conf", DISK + f"[export e]\nnode = disk\nwritable = on\nmountpoint = {export}\n")
+        words = ["--daemonize", source]
+    daemons = []
+    for i in range(31):
+        place.run(*place.wrapper, place.binary, *words)
+        known = {daemon.pid for daemon in daemons}
+        daemons += [system.AdoptedProcess(p.pid) for p in system.children(place.path) if p.pid not in known]
+        with open(export, "r+b", buffering=0) as file:
+            file.write(bytes([i]) * MiB)
+        place.run("umount", mountpoint)
+    assert len(daemons) == 31
+    assert [daemon.wait(timeout=20) for daemon in daemons] == 31 * [0]
+
+
+def test_lock_that_stays_is_refused(place):
+    image, source, mountpoint = place.image("disk.img"), place.write("graph.conf", DISK), place.directory()
+    if not shutil.which("qemu-io"):
+        pytest.skip("needs qemu-io")
+    with subprocess.Popen(["qemu-io", "-f", "raw", image], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        try:
+            holder.stdin.write(b"length\n")
+            holder.stdin.flush()
+            assert b"16 MiB" in holder.stdout.readline()  # it is open
+            started = time.monotonic()
+            message = place.refuse(source, mountpoint)
+            assert "another process holds" in message and "disk.img" in message, message
+            assert 0.9 < time.monotonic() - started < 5 * harness.TIME_SCALE
+            waiting = subprocess.Popen([place.binary, "-f", source, mountpoint])
+            time.sleep(0.3)
+        finally:
+            holder.stdin.close()
+            holder.wait(timeout=10)
+    try:
+        deadline = time.monotonic() + 10
+        while not system.is_mounted(mountpoint):
+            assert waiting.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        waiting.send_signal(signal.SIGTERM)
+        assert waiting.wait(timeout=20) == 0
 
 
 def test_busy_mountpoint_is_refused(place, disk):
