@@ -190,6 +190,20 @@ def test_pidfile_of_a_failed_start_is_removed(place):
     assert not (place.path / "pid").exists()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a tmpfs")
+def test_pidfile_on_a_full_disk_is_removed(place, source):
+    full = place.directory("full")
+    place.run("mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", full)
+    try:
+        (full / "filler").write_bytes(bytes(4096))
+        done = place.run(*place.wrapper, place.binary, "-f", "--pidfile", full / "pid", source, place.directory(),
+                         check=False)
+        assert done.returncode == 1 and "No space left" in done.stderr, done.stderr
+        assert os.listdir(full) == ["filler"]
+    finally:
+        place.run("umount", full)
+
+
 @pytest.mark.parametrize("name", ["fifo", "directory", "absent/pid", "/dev/null"])
 def test_bad_pidfile(place, source, name):
     os.mkfifo(place.path / "fifo")
