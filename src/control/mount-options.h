@@ -22,6 +22,7 @@ typedef struct MountOptions {
     AioBackend event_loop;
     GPtrArray *fuse_options; /* words for libfuse, owned, escaped for its -o; no NULL at the end */
     char *fsname;            /* NULL: not given */
+    char *format;            /* of the image; NULL: not given */
 } MountOptions;
 
 MountOptions *mount_options_new(void);
