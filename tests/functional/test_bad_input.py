@@ -189,6 +189,8 @@ def test_uri_without_driver(place, uri):
     (["--object", "iothread,id=a", "--object", "iothread,id=b", "-o", "queues=1"], "queues"),
     (["--object", "iothred,id=a"], "iothread"),
     (["--blockdev", "raw"], "node-name"),
+    (["--blockdev", "help"], "no driver is named 'help'; there are file, "),
+    (["--blockdev", "fil"], "no driver is named 'fil'; did you mean 'file'?"),
     (["--blockdev", "raw,node-name=disk,file=x"], "disk"),
     (["--blockdev", "{"], "JSON"),
     (["--export", "fuse,id=e,node-name=disk,iothread=io"], "iothread"),
