@@ -412,7 +412,7 @@ static void test_help_and_mount_options(void)
     static const char values[][2][16] = {{"queues", "1"},      {"transport", "auto"}, {"event-loop", "auto"},
                                          {"cache", "none"},    {"fsname", "x"},       {"subtype", "x"},
                                          {"max_read", "4096"}, {"context", "x"},      {"fscontext", "x"},
-                                         {"defcontext", "x"},  {"rootcontext", "x"}};
+                                         {"defcontext", "x"},  {"rootcontext", "x"},  {"format", "raw"}};
     g_autofree char *man = man_page();
     g_autofree char *man_words = section(man, ".SH MOUNT OPTIONS", ".SH EXIT STATUS");
     g_autofree char *help_words = section(command_line_help(), "where OPTION is one of\n", "  Words that");
