@@ -12,6 +12,7 @@
 
 #include "block/driver.h"
 #include "control/json-text.h"
+#include "control/keyval.h"
 #include "util/error.h"
 
 static const char *string_of(JsonNode *value)
@@ -131,6 +132,7 @@ JsonObject *node_options_from_json(const char *text, GError **errp)
 {
     const char *json = node_options_is_json(text) ? text + strlen("json:") : text;
     g_autoptr(JsonNode) node = NULL;
+    JsonObject *object;
     unsigned line;
 
     node = json_text_parse(json, strlen(json), NULL, &line, errp);
@@ -142,7 +144,14 @@ JsonObject *node_options_from_json(const char *text, GError **errp)
         bg_error_set(errp, EINVAL, "JSON: expected an object");
         return NULL;
     }
-    return json_node_dup_object(node);
+    if (!node_options_is_json(text)) {
+        return json_node_dup_object(node);
+    }
+    object = keyval_expand(json_node_get_object(node), errp);
+    if (!object) {
+        g_prefix_error(errp, "JSON: ");
+    }
+    return object;
 }
 
 /* The object in place of a child's "json:{...}"; *out stays NULL where the child is none. */

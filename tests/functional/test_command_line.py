@@ -337,3 +337,24 @@ def test_json_everywhere(place):
                          "--export", json.dumps({"type": "fuse", "id": "e", "node-name": "a"}),
                          "none", mountpoint, mountpoints=[mountpoint])
     assert daemon.file("e").read_bytes()[:4] == b"json"
+
+
+def test_json_with_dotted_keys(place):
+    """Behind json:, as QEMU writes it; JSON elsewhere is QMP's, which has none."""
+    image, mountpoint = place.image("disk.img", MiB, b"json"), place.directory()
+    dotted = {"driver": "raw", "file.driver": "file", "file.filename": "disk.img"}
+    daemon = place.start(f"json:{json.dumps(dotted)}", mountpoint, mountpoints=[mountpoint])
+    assert daemon.file("disk.img").read_bytes()[:4] == b"json"
+    daemon.umount()
+    inner = "json:" + json.dumps({"driver": "raw", "file": {"driver": "raw"}, "file.file.driver": "file",
+                                  "file.file.filename": str(image)})
+    daemon = place.start("--blockdev", json.dumps({"driver": "raw", "node-name": "a", "file": inner}),
+                         "none", mountpoint, mountpoints=[mountpoint])
+    assert daemon.file("a").read_bytes()[:4] == b"json"
+    daemon.umount()
+    refused = json.dumps({**dotted, "node-name": "a"})
+    assert "name with dots" in place.refuse("--blockdev", refused, "none", mountpoint)
+    graph = place.write("graph.json", f'{{"nodes": [{refused}]}}')
+    assert "name with dots" in place.refuse(graph, mountpoint)
+    twice = json.dumps({**dotted, "file": {"driver": "file"}})
+    assert "given more than once" in place.refuse(f"json:{twice}", mountpoint)

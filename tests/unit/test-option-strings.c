@@ -118,6 +118,11 @@ static void test_keyval(void)
     assert_keyval("driver=x,l.0.a=1,l.0.b=2", "{\"driver\":\"x\",\"l\":[{\"a\":\"1\",\"b\":\"2\"}]}");
     assert_keyval("{\"driver\": \"raw\", \"size\": 5}", "{\"driver\":\"raw\",\"size\":5}");
     assert_keyval("json:{\"driver\": \"raw\"}", "{\"driver\":\"raw\"}");
+    assert_keyval(
+        "json:{\"file.driver\":\"x\",\"a\":{\"b.c\":[1],\"d\":null},\"file\":{\"size\":5},\"e\":{}}",
+        "{\"file\":{\"driver\":\"x\",\"size\":5},\"a\":{\"b\":{\"c\":[1]},\"d\":null},\"e\":{}}");
+    assert_keyval("json:{\"l.1\":true,\"l.0.x\":1}", "{\"l\":[{\"x\":1},true]}");
+    assert_keyval("{\"a.b\":1}", "{\"a.b\":1}"); /* QMP's: refused later */
 }
 
 static void refuse_keyval(const char *text, const char *message)
@@ -147,6 +152,16 @@ static void test_bad_keyval(void)
     refuse_keyval("{} x", "JSON: expected the end of the text, found 'x'");
     refuse_keyval("json:[]", "JSON: expected an object");
     refuse_keyval("a=\xff", "not valid UTF-8");
+    refuse_keyval("json:{\"a.b\":1,\"a\":{\"b\":2}}", "JSON: option 'b': given more than once");
+    refuse_keyval("json:{\"a\":{\"b\":2},\"a.b\":1}", "JSON: option 'a.b': given more than once");
+    refuse_keyval("json:{\"a\":1,\"a.b\":2}",
+                  "JSON: option 'a.b': contradicts an option with a shorter name");
+    refuse_keyval("json:{\"a.b\":2,\"a\":\"x\"}",
+                  "JSON: option 'a': contradicts an option with a longer name");
+    refuse_keyval("json:{\"a\":\"x\",\"b\":{},\"a.b.c\":{}}",
+                  "JSON: option 'a.b.c': contradicts an option with a shorter name");
+    refuse_keyval("json:{\"a..b\":1}", "JSON: option 'a..b': not a valid option name");
+    refuse_keyval("json:{\"l.0\":1,\"l.2\":1}", "JSON: option 'l': the list has no element 1");
     for (int i = 0; i < KEYVAL_MAX_KEYS; i++) {
         g_string_append_printf(many, ",k%d=", i);
     }
