@@ -188,6 +188,7 @@ def test_uri_without_driver(place, uri):
     (["--object", "secret,id=s,file=x"], "secret"),
     (["--object", "iothread,id=a", "--object", "iothread,id=b", "-o", "queues=1"], "queues"),
     (["--object", "iothred,id=a"], "iothread"),
+    (["--object", "iothread,id=a,poll-max-ns=32768"], "option 'poll-max-ns': is not supported"),
     (["--blockdev", "raw"], "node-name"),
     (["--blockdev", "help"], "no driver is named 'help'; there are file, "),
     (["--blockdev", "fil"], "no driver is named 'fil'; did you mean 'file'?"),
