@@ -73,6 +73,7 @@ FuseExport *fuse_export_new(BlockGraph *graph, BlockNode *node, const FuseExport
                              .atime_ns = now,
                              .mtime_ns = now,
                              .ctime_ns = now};
+    exp->allocated = -1;
     bg_mutex_unlock(&exp->lock);
     return exp;
 }
@@ -120,6 +121,12 @@ int64_t fuse_export_last_write(FuseExport *exp)
     return node ? atomic_load_explicit(&node->last_write_ns, memory_order_relaxed) : 0;
 }
 
+static bool is_drained(FuseExport *exp)
+{
+    BlockNode *node = block_backend_node(exp->blk);
+    return node && atomic_load_explicit(&node->quiesce, memory_order_relaxed) > 0;
+}
+
 int64_t coroutine_fn fuse_export_co_allocated(FuseExport *exp)
 {
     int64_t now = aio_clock_ns();
@@ -129,7 +136,7 @@ int64_t coroutine_fn fuse_export_co_allocated(FuseExport *exp)
         exp->allocated_at && now - exp->allocated_at < ALLOCATED_VALID_NS && exp->allocated_write == write;
     int64_t allocated = exp->allocated;
     bg_mutex_unlock(&exp->lock);
-    if (valid) {
+    if (valid || (is_drained(exp) && allocated >= 0)) {
         return allocated;
     }
     allocated = block_backend_co_get_allocated(exp->blk);

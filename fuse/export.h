@@ -56,8 +56,8 @@ struct FuseExport {
     CoMutex resize_lock; /* a truncate that takes the permission for itself; held across it */
     BgMutex lock;        /* a leaf */
     FuseOwner owner BG_GUARDED_BY(lock);
-    int64_t allocated BG_GUARDED_BY(lock);       /* bytes, as last asked */
-    int64_t allocated_at BG_GUARDED_BY(lock);    /* CLOCK_MONOTONIC; 0: never */
+    int64_t allocated BG_GUARDED_BY(lock);       /* bytes, as last asked; -1: never */
+    int64_t allocated_at BG_GUARDED_BY(lock);    /* CLOCK_MONOTONIC */
     int64_t allocated_write BG_GUARDED_BY(lock); /* the node's last write then */
 };
 

@@ -67,13 +67,15 @@ BlockBackend *fuse_export_backend(FuseExport *exp);
  * *errp (busy or absent mountpoint, no permission on /dev/fuse): nothing is left mounted. Main thread.
  */
 FuseMount *fuse_mount_new(BlockGraph *graph, const FuseMountConfig *config, GError **errp);
-/* Add an export to a directory mount; -EEXIST and *errp for a used id. Main thread; also while running (the
- * kernel is told). */
+/* Add an export to a directory mount; -EEXIST and *errp for a used id. Main thread; also while running. */
 int fuse_mount_add_export(FuseMount *mount, FuseExport *exp, GError **errp);
-/* Remove it: the file vanishes; -EBUSY and *errp while open, unless `force` (then open files give EIO...
+/* Remove it: the file vanishes; -EBUSY and *errp while open, unless `force` (then open files give
  * ESTALE). Main thread. */
 int coroutine_fn fuse_mount_co_remove_export(FuseMount *mount, FuseExport *exp, bool force, GError **errp);
-/* Start the queues. Main thread, once. */
+/*
+ * Agree with the kernel on the protocol and start the queues. Main thread, once. On failure the mount is to
+ * be stopped and freed.
+ */
 int fuse_mount_start(FuseMount *mount, GError **errp);
 /* Stop serving: unmount (lazily where busy), wait for requests, flush every writable export. 0 or the first
  * flush error. Main thread. */

@@ -24,7 +24,7 @@
 #define WANTED_FLAGS                                                                                         \
     (FUSE_ASYNC_READ | FUSE_ASYNC_DIO | FUSE_BIG_WRITES | FUSE_MAX_PAGES | FUSE_PARALLEL_DIROPS |            \
      FUSE_DO_READDIRPLUS | FUSE_READDIRPLUS_AUTO | FUSE_HANDLE_KILLPRIV | FUSE_HANDLE_KILLPRIV_V2 |          \
-     FUSE_ABORT_ERROR | FUSE_DIRECT_IO_ALLOW_MMAP)
+     FUSE_ABORT_ERROR | FUSE_ATOMIC_O_TRUNC | FUSE_DIRECT_IO_ALLOW_MMAP)
 /* Without these requests would have other sizes than we reckon with. */
 #define NEEDED_FLAGS (FUSE_BIG_WRITES | FUSE_MAX_PAGES)
 

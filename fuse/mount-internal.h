@@ -22,6 +22,7 @@ typedef enum FuseMountState {
 struct FuseMount {
     /* -- constant once running */
     BlockGraph *graph;
+    char *mountpoint;      /* also after the session is gone; for messages */
     MountSession *session; /* NULL: tests, which bring their own descriptors */
     FuseQueue *queues;
     unsigned n_queues;
@@ -34,7 +35,6 @@ struct FuseMount {
     uid_t uid; /* owner of the control files */
     gid_t gid;
     int64_t start_ns; /* CLOCK_REALTIME */
-    void (*closed)(FuseMount *mount, void *opaque);
     void *opaque;
 
     /* -- any thread */
@@ -49,10 +49,11 @@ struct FuseMount {
 
     /* -- main thread */
     FuseMountState state;
-    CoMutex change_lock;     /* removal of exports, stop; held across waits */
-    unsigned queues_running; /* not yet STOPPED */
-    unsigned checkpoints;    /* bottom halves under way */
-    Coroutine *waiter;       /* in fuse_mount_co_wait */
+    void (*closed)(FuseMount *mount, void *opaque); /* NULL: nobody cares, or it is being stopped */
+    CoMutex change_lock;                            /* removal of exports, stop; held across waits */
+    unsigned queues_running;                        /* not yet STOPPED */
+    unsigned checkpoints;                           /* bottom halves under way */
+    Coroutine *waiter;                              /* in fuse_mount_co_wait */
 };
 
 /* A mount without a session, for tests: queue i uses fds[i]. */

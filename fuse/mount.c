@@ -29,7 +29,7 @@ int64_t fuse_now_ns(void)
 
 const char *fuse_mount_mountpoint(const FuseMount *mount)
 {
-    return mount->session ? mount_session_mountpoint(mount->session) : "(test)";
+    return mount->mountpoint;
 }
 
 bool fuse_mount_is_alive(const FuseMount *mount)
@@ -120,12 +120,14 @@ FuseMount *fuse_mount_new(BlockGraph *graph, const FuseMountConfig *config, GErr
     }
     FuseMount *mount = mount_alloc(graph, config);
     mount->session = session;
+    mount->mountpoint = g_strdup(mount_session_mountpoint(session));
     return mount;
 }
 
 FuseMount *fuse_mount_new_on_fds(BlockGraph *graph, const FuseMountConfig *config, const int *fds)
 {
     FuseMount *mount = mount_alloc(graph, config);
+    mount->mountpoint = g_strdup("(test)");
     for (unsigned i = 0; i < mount->n_queues; i++) {
         mount->queues[i].fd = fds[i];
     }
@@ -356,8 +358,8 @@ static void coroutine_fn stop_queues(FuseMount *mount)
     while (mount->queues_running > 0) {
         co_wait(mount);
     }
-    co_checkpoint(mount); /* bottom halves from one queue to another */
     fuse_watch_stop(mount);
+    co_checkpoint(mount); /* bottom halves from one queue, or the guard, to another */
 }
 
 static int coroutine_fn flush_exports(FuseMount *mount)
@@ -389,6 +391,7 @@ static void coroutine_fn close_files(FuseMount *mount)
 static int coroutine_fn stop(FuseMount *mount)
 {
     FuseMountState before = mount->state;
+    mount->closed = NULL; /* what ends now ends by us */
     if (mount->session) {
         mount_session_co_unmount(mount->session); /* the queues still serve what this brings */
     }
@@ -431,6 +434,7 @@ void fuse_mount_free(FuseMount *mount)
     for (unsigned i = 0; i < mount->n_queues; i++) {
         aio_context_unref(mount->queues[i].ctx);
     }
+    g_free(mount->mountpoint);
     free(mount->queues);
     co_mutex_destroy(&mount->change_lock);
     bg_mutex_destroy(&mount->lock);

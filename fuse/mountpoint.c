@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statfs.h>
 #include <unistd.h>
 
 #include "fuse/mountpoint.h"
@@ -122,6 +123,16 @@ static void take_type(const MountLine *line, void *opaque)
 
 /* ---- Checks before a mount */
 
+/*
+ * As stat(2): 0 or -errno. -ENOTCONN for a FUSE mount whose daemon has died: statfs says so also while the
+ * kernel still remembers the attributes.
+ */
+static int look_at(const char *path, struct stat *st)
+{
+    struct statfs fs;
+    return stat(path, st) < 0 || statfs(path, &fs) < 0 ? -errno : 0;
+}
+
 /* The shortest leading part of `path` that is a mount without a daemon. */
 static char *dead_part_of(const char *path)
 {
@@ -129,8 +140,7 @@ static char *dead_part_of(const char *path)
     for (char *end = strchr(absolute + 1, '/'); end; end = strchr(end + 1, '/')) {
         struct stat st;
         *end = '\0';
-        bool dead = stat(absolute, &st) < 0 && errno == ENOTCONN;
-        if (dead) {
+        if (look_at(absolute, &st) == -ENOTCONN) {
             return g_steal_pointer(&absolute);
         }
         *end = '/';
@@ -145,11 +155,11 @@ static int report_stat_failure(const char *path, int err, GError **errp)
     }
     g_autofree char *dead = dead_part_of(path);
     g_autofree char *absolute = g_canonicalize_filename(path, NULL);
-    return bg_error_set(errp, err,
-                        "mountpoint '%s': %s%s%s a FUSE mount whose daemon has died; clear it with: "
-                        "fusermount3 -u %s",
-                        path, strcmp(dead, absolute) ? "it lies in '" : "busy: it is",
-                        strcmp(dead, absolute) ? dead : "", strcmp(dead, absolute) ? "'," : "", dead);
+    g_autofree char *what =
+        strcmp(dead, absolute) ? g_strdup_printf("inside '%s',", dead) : g_strdup("busy:");
+    return bg_error_set(
+        errp, err, "mountpoint '%s': %s a FUSE mount whose daemon has died; clear it with: fusermount3 -u %s",
+        path, what, dead);
 }
 
 static int check_not_mounted(const char *path, GError **errp)
@@ -170,8 +180,9 @@ static int check_not_mounted(const char *path, GError **errp)
 int mountpoint_check(const char *path, bool over_file, GError **errp)
 {
     struct stat st;
-    if (stat(path, &st) < 0) {
-        return report_stat_failure(path, errno, errp);
+    int ret = look_at(path, &st);
+    if (ret < 0) {
+        return report_stat_failure(path, -ret, errp);
     }
     if (over_file && !S_ISREG(st.st_mode)) {
         return bg_error_set(errp, EINVAL, "mountpoint '%s': not a regular file", path);

@@ -185,9 +185,10 @@ int coroutine_fn fuse_op_statfs(FuseRequest *req)
     uint64_t length = 0, allocated = 0;
     for (guint i = 0; i < exports->len; i++) {
         FuseExport *exp = exports->pdata[i];
+        int64_t used = fuse_export_co_allocated(exp);
         int64_t n = block_backend_length(exp->blk);
         length += (uint64_t)n;
-        allocated += (uint64_t)MIN(fuse_export_co_allocated(exp), n);
+        allocated += (uint64_t)MIN(used, n);
         fuse_export_leave(exp, req->queue->index);
     }
     struct fuse_statfs_out *out = fuse_request_small_reply(req, sizeof *out);

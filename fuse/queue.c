@@ -19,6 +19,9 @@
 #define IDLE_KEPT        4
 /* Most objects that wait in the pool. */
 #define IDLE_MAX         256
+/* Most requests of a mount at a time: each has a stack of its own, and a process 65,530 maps
+ * (vm.max_map_count). */
+#define IN_FLIGHT_MAX    16384
 /* Pause before receiving again after memory ran out. */
 #define STARVED_RETRY_NS (100 * 1000 * 1000LL)
 
@@ -42,12 +45,13 @@ static FuseRequest *pool_pop(FuseQueue *queue)
 
 FuseRequest *fuse_queue_get_request(FuseQueue *queue)
 {
-    FuseRequest *req = queue->idle ? pool_pop(queue) : fuse_request_new(queue);
+    bool full = queue->in_flight >= IN_FLIGHT_MAX / queue->mount->n_queues;
+    FuseRequest *req = full ? NULL : queue->idle ? pool_pop(queue) : fuse_request_new(queue);
     if (bg_unlikely(!req)) {
-        bg_log(BG_LOG_ERROR, "%s: out of memory for FUSE requests, %u in flight",
-               fuse_mount_mountpoint(queue->mount), queue->in_flight);
+        bg_log(BG_LOG_ERROR, "%s: %s, %u in flight; new ones wait", fuse_mount_mountpoint(queue->mount),
+               full ? "too many FUSE requests" : "out of memory for FUSE requests", queue->in_flight);
         queue->starved = true;
-        queue_arm_timer(queue, STARVED_RETRY_NS);
+        aio_timer_mod(&queue->trim_timer, aio_clock_ns() + STARVED_RETRY_NS);
     }
     return req;
 }

@@ -189,15 +189,26 @@ const char *mount_session_mountpoint(const MountSession *session)
 
 /* ---- INIT */
 
+/* 0 once there is something to read, or -errno. */
+static int wait_readable(int fd)
+{
+    struct pollfd p = {.fd = fd, .events = POLLIN};
+    int ret;
+    do {
+        ret = poll(&p, 1, INIT_TIMEOUT_MS);
+    } while (ret < 0 && errno == EINTR);
+    return ret < 0 ? -errno : ret == 0 ? -ETIMEDOUT : 0;
+}
+
 /* One INIT request and its answer: as fuse_init_negotiate. */
 static int answer_init(MountSession *session, GError **errp)
 {
     int fd = mount_session_fd(session);
     g_autofree uint8_t *buf = g_malloc(FUSE_MIN_READ_BUFFER);
-    struct pollfd p = {.fd = fd, .events = POLLIN};
-    if (poll(&p, 1, INIT_TIMEOUT_MS) <= 0) {
-        return bg_error_set(errp, ETIMEDOUT, "mountpoint '%s': no first request from the kernel",
-                            session->mountpoint);
+    int ret = wait_readable(fd);
+    if (ret < 0) {
+        return bg_error_set_errno(errp, -ret, "mountpoint '%s': no first request from the kernel",
+                                  session->mountpoint);
     }
     ssize_t n = read(fd, buf, FUSE_MIN_READ_BUFFER);
     if (n < 0) {
@@ -205,7 +216,7 @@ static int answer_init(MountSession *session, GError **errp)
                                   session->mountpoint);
     }
     FuseInitReply reply;
-    int ret = fuse_init_negotiate(buf, (size_t)n, &reply, errp);
+    ret = fuse_init_negotiate(buf, (size_t)n, &reply, errp);
     if (reply.header.len && write(fd, &reply, reply.header.len) < 0 && ret >= 0) {
         ret = bg_error_set_errno(errp, errno, "mountpoint '%s': answering the first request",
                                  session->mountpoint);

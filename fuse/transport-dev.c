@@ -91,13 +91,15 @@ static bool dev_receive(FuseQueue *queue)
 static void dev_readable(void *opaque)
 {
     FuseQueue *queue = opaque;
-    fuse_watch_account(queue);
     unsigned lone = queue->lone_reads, n = 0;
     unsigned limit = lone >= LONE_READS && lone % LONE_PROBE ? 1 : READ_BATCH;
     while (n < limit && dev_receive(queue)) {
         n++;
     }
     queue->lone_reads = n > 1 ? 0 : lone + 1;
+    if (bg_likely(queue->state == FUSE_QUEUE_RUNNING)) {
+        fuse_watch_account(queue, n);
+    }
 }
 
 static void dev_start(FuseQueue *queue)

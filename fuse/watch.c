@@ -66,21 +66,31 @@ static int64_t thread_cpu_ns(void)
     return ts.tv_sec * 1000000000LL + ts.tv_nsec;
 }
 
-static void measure(FuseQueue *queue)
+static void window_begin(FuseWatchLoad *load, int64_t now)
+{
+    load->window_start = now;
+    load->window_cpu = thread_cpu_ns();
+    load->batches = load->empty = load->full = 0;
+}
+
+static void window_end(FuseQueue *queue)
 {
     FuseWatchLoad *load = &queue->load;
-    int64_t now = aio_clock_ns();
-    int64_t wall = now - load->window_start;
+    int64_t now = aio_clock_ns(), wall = now - load->window_start;
+    if (load->window_start == 0) {
+        window_begin(load, now);
+        return;
+    }
     if (wall < WINDOW_NS) {
         return;
     }
-    int64_t cpu = thread_cpu_ns();
-    int64_t busy = load->window_start ? (cpu - load->window_cpu) * 100 / wall : 50;
-    load->window_start = now;
-    load->window_cpu = cpu;
-    if (busy >= BUSY_PERCENT) {
+    int64_t busy = (thread_cpu_ns() - load->window_cpu) * 100 / wall;
+    bool backlog = load->full > load->batches / 2;
+    bool in_vain = load->empty > load->batches / 2;
+    window_begin(load, now);
+    if (busy >= BUSY_PERCENT && backlog) {
         add_watcher(queue->mount);
-    } else if (busy < IDLE_PERCENT) {
+    } else if (busy < IDLE_PERCENT || in_vain) {
         leave(queue);
     }
 }
@@ -116,27 +126,35 @@ static void guard_tick(void *opaque)
         struct pollfd p = {.fd = mount->queues[0].fd, .events = POLLIN};
         if (poll(&p, 1, 0) <= 0) {
             atomic_store(&mount->watch.guarded, false); /* no traffic */
-            return;
+            /* Pairs with fuse_watch_account: who read meanwhile saw a guard, and needs one. */
+            if (total_reads(mount) == reads || atomic_exchange(&mount->watch.guarded, true)) {
+                return;
+            }
+        } else if (p.revents & POLLIN) {
+            add_watcher(mount);
         }
-        add_watcher(mount);
     }
     guard_rearm(mount);
 }
 
-void fuse_watch_account(FuseQueue *queue)
+void fuse_watch_account(FuseQueue *queue, unsigned n)
 {
     FuseMount *mount = queue->mount;
+    FuseWatchLoad *load = &queue->load;
     if (mount->n_queues == 1) {
         return;
     }
-    unsigned reads = atomic_load_explicit(&queue->load.reads, memory_order_relaxed) + 1;
-    atomic_store_explicit(&queue->load.reads, reads, memory_order_relaxed);
+    unsigned reads = atomic_load_explicit(&load->reads, memory_order_relaxed) + 1;
+    atomic_store_explicit(&load->reads, reads, memory_order_relaxed);
+    load->batches++;
+    load->empty += n == 0;
+    load->full += n > 1;
     if (bg_unlikely(!atomic_load_explicit(&mount->watch.guarded, memory_order_relaxed)) &&
         !atomic_exchange(&mount->watch.guarded, true)) {
         aio_bh_schedule_oneshot(main_context(mount), guard_start_bh, mount);
     }
     if (reads % ACCOUNT_BATCHES == 0) {
-        measure(queue);
+        window_end(queue);
     }
 }
 

@@ -35,8 +35,11 @@ typedef struct FuseWatch {
 /* Of a queue; its own thread. */
 typedef struct FuseWatchLoad {
     _Atomic unsigned reads; /* batches; read by the main thread */
-    int64_t window_start;   /* CLOCK_MONOTONIC */
+    int64_t window_start;   /* CLOCK_MONOTONIC; 0: none yet */
     int64_t window_cpu;     /* CPU time of the thread then */
+    unsigned batches;       /* in the window, as the next two */
+    unsigned empty;         /* woken in vain */
+    unsigned full;          /* more than one request was there */
 } FuseWatchLoad;
 
 void fuse_watch_init(FuseMount *mount);
@@ -45,7 +48,9 @@ void fuse_watch_stop(FuseMount *mount);
 
 /* Whether the queue is to watch. */
 bool fuse_watch_is_watcher(const FuseQueue *queue);
-/* The queue is about to read what it was woken for. In its thread; may stop its transport. */
-void fuse_watch_account(FuseQueue *queue);
+/*
+ * The queue was woken and has received `n` requests in one go. In its thread; may stop its transport.
+ */
+void fuse_watch_account(FuseQueue *queue, unsigned n);
 
 #endif /* BG_FUSE_WATCH_H */

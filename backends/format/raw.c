@@ -185,8 +185,11 @@ static int raw_check_perm(BlockNode *node, BlockPerm perm, BlockPerm shared, GEr
     return 0;
 }
 
+static const char *const raw_children[] = {"file", NULL};
+
 const BlockDriver block_driver_raw = {
     .name = "raw",
+    .child_options = raw_children,
     .instance_size = sizeof(RawState),
     .co_open = raw_co_open,
     .co_preadv = raw_co_preadv,

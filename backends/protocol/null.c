@@ -87,7 +87,7 @@ static int null_durable(BlockNode *node)
 
 /* clang-format off */
 #define NULL_DRIVER(name_, open_) {                                                                          \
-    .name = name_, .instance_size = sizeof(NullState), .no_flush_needed = true, .co_open = open_,            \
+    .name = name_, .instance_size = sizeof(NullState), .co_open = open_,                                     \
     .co_preadv = null_co_preadv, .co_pwritev = null_co_pwritev, .co_pwrite_zeroes = null_co_pwrite_zeroes,   \
     .co_block_status = null_co_block_status, .co_get_allocated = null_co_get_allocated,                      \
     .durable = null_durable,                                                                                 \

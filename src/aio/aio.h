@@ -33,7 +33,7 @@ typedef enum AioBackend {
 /*
  * A new context; the choice of backend is logged once per process at BG_LOG_INFO. `name` is
  * copied (for logs). NULL and *errp where AIO_BACKEND_URING was asked and is refused, or
- * descriptors ran out.
+ * descriptors ran out. Rings do not survive fork(2): a daemon goes to the background before.
  */
 AioContext *aio_context_new(const char *name, AioBackend backend, GError **errp);
 AioContext *aio_context_ref(AioContext *ctx);
@@ -59,7 +59,10 @@ bool aio_context_run_once(AioContext *ctx, bool block);
 /* Wake the loop so that it looks at its lists again; no syscall where it is awake. Any thread. */
 void aio_context_notify(AioContext *ctx);
 
-/* A GSource that runs ctx in a GMainLoop; the caller attaches and unrefs it. Own thread = the GMainLoop's. */
+/*
+ * A GSource that runs ctx (from aio_context_new(), not an iothread's) in a GMainLoop; the caller attaches and
+ * unrefs it. Own thread = the GMainLoop's. Timers are precise to a millisecond there.
+ */
 GSource *aio_context_source_new(AioContext *ctx);
 
 /*
@@ -147,7 +150,7 @@ int coroutine_fn aio_co_fallocate(int fd, int mode, off_t offset, off_t len);
 
 /*
  * Raw access to the ring, for transports. A completion calls cb in the own thread with res and flags set.
- * The AioCqe must live until then.
+ * The AioCqe must live until then, and the context until the last completion.
  */
 typedef struct AioCqe AioCqe;
 struct AioCqe {

@@ -24,7 +24,7 @@ struct BlockGraph {
     _Atomic int drain_waiting; /* coroutines that wait for counters to fall to 0 */
 
     /* -- main thread */
-    GHashTable *by_name; /* name -> BlockNode, borrowed */
+    GHashTable *by_name; /* name -> BlockNode, borrowed; NULL while it opens */
     GPtrArray *nodes;    /* in order of creation, borrowed */
     GPtrArray *backends; /* in order of creation, borrowed */
     GPtrArray *sections; /* active BlockDrain */

@@ -5,7 +5,8 @@
  *   - requests lie inside the node's length rounded up to limits.request_alignment (except writes on a node
  * with `growable` set), their offset and length are multiples of limits.request_alignment and at most the
  * limits' maxima, and qiov covers `bytes` from qiov_offset on;
- *   - no request overlaps a read-modify-write of the core;
+ *   - no write overlaps a read-modify-write of the core (a read may: it sees the same bytes before and after,
+ *     as only neighbours' bytes of the block are new);
  *   - with node->aio_context set, calls of I/O callbacks come in that context's thread; without,
  *     in the thread of any context, several at a time;
  *   - between drain_begin's end of waiting and drain_end no I/O callback runs.
@@ -26,8 +27,13 @@ struct BlockDriver {
     size_t instance_size;
     /* The node passes requests on to child `file` unchanged but for the driver's purpose. */
     bool is_filter;
-    /* No flush exists or is needed below this driver (null-co). */
-    bool no_flush_needed;
+    /*
+     * Options that name a child (a node's name, or a node defined in place), and options that are names of
+     * local files; NULL-terminated, or NULL: none. The front end sorts nodes and resolves relative names by
+     * them.
+     */
+    const char *const *child_options;
+    const char *const *file_options;
 
     /*
      * Required. Read options (block_options_*), open files, attach children

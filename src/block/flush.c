@@ -110,10 +110,10 @@ static void coroutine_fn wait_for_old_writes(FlushState *f)
     }
 }
 
-static int coroutine_fn run_once(FlushState *f, FlushFunc *func, BlockNode *node)
+static int coroutine_fn run_once(FlushState *f, FlushFunc *func, BlockNode *node, bool always)
 {
     wait_for_old_writes(f);
-    if (!atomic_exchange(&f->dirty, false)) {
+    if (!atomic_exchange(&f->dirty, false) && !always) {
         return 0;
     }
     int ret = func(node);
@@ -165,7 +165,7 @@ static void pass_on(FlushState *f)
     }
 }
 
-int coroutine_fn flush_state_co_run(FlushState *f, FlushFunc *func, BlockNode *node)
+int coroutine_fn flush_state_co_run(FlushState *f, FlushFunc *func, BlockNode *node, bool always)
 {
     FlushWaiter self = {.co = coroutine_self()};
     bg_mutex_lock(&f->lock);
@@ -183,7 +183,7 @@ int coroutine_fn flush_state_co_run(FlushState *f, FlushFunc *func, BlockNode *n
     FlushWaiter *followers = take_waiters(f);
     bg_mutex_unlock(&f->lock);
 
-    int ret = run_once(f, func, node);
+    int ret = run_once(f, func, node, always);
     wake_with_result(followers, ret);
     pass_on(f);
     return ret;

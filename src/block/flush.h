@@ -29,8 +29,10 @@ unsigned flush_write_begin(FlushState *f);
 void flush_write_end(FlushState *f, unsigned epoch);
 
 typedef int coroutine_fn FlushFunc(BlockNode *node);
-/* Run, or share, a flush: func(node) is called unless nothing was written since it last returned 0.
- * Coroutine, any thread. */
-int coroutine_fn flush_state_co_run(FlushState *f, FlushFunc *func, BlockNode *node);
+/*
+ * Run, or share, a flush: func(node) is called unless, with `always` false, nothing was written since it last
+ * returned 0. Coroutine, any thread.
+ */
+int coroutine_fn flush_state_co_run(FlushState *f, FlushFunc *func, BlockNode *node, bool always);
 
 #endif /* BG_BLOCK_FLUSH_H */

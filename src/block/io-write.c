@@ -23,6 +23,7 @@ typedef struct NodeWrite {
     NodeRequest req;
     TrackedRequest tracked;
     unsigned epoch;
+    bool grows; /* reaches beyond the end that the node has */
 } NodeWrite;
 
 /* ---- Begin, end */
@@ -47,18 +48,53 @@ static void coroutine_fn node_write_begin(NodeWrite *w, BlockNode *node, BlockOp
     int64_t align = node_alignment(node);
     int64_t start = ROUND_DOWN(offset, align), end = ROUND_UP(offset + bytes, align);
     bool serialising = ((offset | bytes) & (align - 1)) != 0;
-    if (serialising && end > block_node_length(node)) {
-        end = INT64_MAX; /* cuts the last block back to the length: nobody may append meanwhile */
-    }
     w->epoch = flush_write_begin(node->flush); /* before the way to the node's home: accepted is accepted */
     node_request_begin(&w->req, node, op, offset, bytes);
-    request_tracker_begin(node->tracker, &w->tracked, start, end - start, serialising);
+    for (;;) {
+        /* Such a one cuts the last block back to the length: nobody may append meanwhile. */
+        bool to_the_end = serialising && end > block_node_length(node);
+        request_tracker_begin(node->tracker, &w->tracked, start, (to_the_end ? INT64_MAX : end) - start,
+                              serialising);
+        if (!serialising || to_the_end || end <= block_node_length(node)) {
+            break;
+        }
+        request_tracker_end(node->tracker, &w->tracked); /* the node was cut while we waited */
+    }
+    w->grows = offset + bytes > block_node_length(node);
+}
+
+/* Track everything from MIN(length, the node's length) on; returns where that is. */
+static int64_t coroutine_fn track_tail(BlockNode *node, TrackedRequest *tracked, int64_t length)
+{
+    for (;;) {
+        int64_t now = block_node_length(node), from = MIN(length, now);
+        request_tracker_begin(node->tracker, tracked, from, INT64_MAX - from, true);
+        if (block_node_length(node) >= from) {
+            return from;
+        }
+        request_tracker_end(node->tracker, tracked); /* the node was cut while we waited */
+    }
+}
+
+/* A write beyond the end has failed, maybe half-way: what it left there must not come to light when the node
+ * grows. */
+static void coroutine_fn cut_leftovers(BlockNode *node)
+{
+    TrackedRequest tracked;
+    if (node->driver->co_truncate) {
+        track_tail(node, &tracked, INT64_MAX);
+        node->driver->co_truncate(node, block_node_length(node), NULL);
+        request_tracker_end(node->tracker, &tracked);
+    }
 }
 
 static int coroutine_fn node_write_end(NodeWrite *w, int ret)
 {
     BlockNode *node = w->req.node;
     request_tracker_end(node->tracker, &w->tracked);
+    if (bg_unlikely(ret < 0 && w->grows)) {
+        cut_leftovers(node);
+    }
     flush_write_end(node->flush, w->epoch);
     if (ret == 0) {
         struct timespec now;
@@ -436,8 +472,7 @@ int coroutine_fn block_child_co_truncate(BlockChild *child, int64_t length, GErr
     NodeWrite w = {0};
     w.epoch = flush_write_begin(node->flush);
     node_request_begin(&w.req, node, BLOCK_OP_TRUNCATE, length, 0);
-    int64_t from = MIN(length, block_node_length(node));
-    request_tracker_begin(node->tracker, &w.tracked, from, INT64_MAX - from, true);
+    track_tail(node, &w.tracked, length);
     /* A reader that finds the storage cut must find the length cut as well, or it takes that for an error. */
     int64_t old = block_node_length(node);
     if (length < old) {

@@ -46,7 +46,8 @@ int coroutine_fn node_request_end(NodeRequest *req, int ret)
     if (bg_unlikely(req->origin != NULL)) {
         aio_co_reschedule_self(req->origin);
     }
-    block_stats_add(node->stats, req->op, req->bytes, aio_clock_ns() - req->start_ns, ret < 0);
+    block_stats_add(node->stats, req->op, req->bytes, aio_clock_ns() - req->start_ns,
+                    ret < 0 && ret != -ENOTSUP);
     /* Errors are logged where they arise: at the leaf. */
     if (bg_unlikely(ret < 0 && ret != -ENOTSUP && node->children->len == 0)) {
         block_graph_log_error(node->graph, node->name, req->op, req->offset, req->bytes, -ret, NULL);
@@ -242,11 +243,11 @@ static int coroutine_fn flush_once(BlockNode *node)
     NodeRequest req;
     node_request_begin(&req, node, BLOCK_OP_FLUSH, -1, 0);
     int ret = node->driver->co_flush ? node->driver->co_flush(node) : 0;
-    for (guint i = 0; i < node->children->len && ret == 0; i++) {
+    /* All children, also after an error: what can be made durable is. */
+    for (guint i = 0; i < node->children->len; i++) {
         BlockChild *edge = node->children->pdata[i];
-        if (!edge->node->read_only) {
-            ret = block_child_co_flush(edge);
-        }
+        int child_ret = edge->node->read_only ? 0 : block_child_co_flush(edge);
+        ret = ret < 0 ? ret : child_ret;
     }
     return node_request_end(&req, ret);
 }
@@ -256,7 +257,8 @@ int coroutine_fn node_co_flush(BlockNode *node)
     if (node->cache_no_flush) {
         return 0;
     }
-    return flush_state_co_run(node->flush, flush_once, node);
+    /* A leaf knows whether there is anything to do; above one, others may have written to what is shared. */
+    return flush_state_co_run(node->flush, flush_once, node, node->children->len > 0);
 }
 
 int coroutine_fn block_child_co_flush(BlockChild *child)

@@ -3,7 +3,7 @@
  *
  * Every function: coroutine, any thread with an AioContext. The caller holds a request on the parent (a
  * driver's callback does) or the backend, so that the edge does not change. Offsets and lengths in bytes, any
- * alignment. 0, or -errno: -EINVAL negative, or overflows; -EIO reading: beyond the end; -ENOSPC writing
+ * alignment. 0, or -errno: -EINVAL negative, or overflows; -ENOSPC writing
  * beyond the end of a node that cannot grow; -EROFS / -EACCES the edge has no write permission; -ENOTSUP;
  * what the driver returns.
  *

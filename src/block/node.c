@@ -209,7 +209,9 @@ static BlockNode *coroutine_fn node_co_open(BlockGraph *graph, JsonObject *optio
     BlockNode *node = node_new(graph, driver, options);
     node->named_by_user = name != NULL;
     node->name = name ? g_steal_pointer(&name) : auto_name(graph);
+    g_hash_table_insert(graph->by_name, node->name, NULL); /* taken, but not to be found yet */
     if (!read_common_options(node, opts, parent, role, errp) || run_open(node, opts, errp) < 0) {
+        g_hash_table_remove(graph->by_name, node->name);
         detach_children(node);
         node_free(node);
         return NULL;

@@ -363,6 +363,46 @@ bool block_options_get_uint64(BlockOptions *opts, const char *key, uint64_t min,
     return true;
 }
 
+/* Whether the option has this value: *out. */
+static bool has_value(BlockOptions *opts, const char *key, const char *wanted, bool *out, GError **errp)
+{
+    bool wanted_bool, flag;
+    uint64_t number;
+
+    if (text_parse_bool(wanted, &wanted_bool) == 0) {
+        if (!block_options_get_bool(opts, key, &flag, errp)) {
+            return false;
+        }
+        *out = flag == wanted_bool;
+        return true;
+    }
+    if (!block_options_get_uint64(opts, key, 0, UINT64_MAX, &number, errp)) {
+        return false;
+    }
+    *out = number == g_ascii_strtoull(wanted, NULL, 10);
+    return true;
+}
+
+bool block_options_refuse_foreign(BlockOptions *opts, const BlockForeignOption *list, GError **errp)
+{
+    for (; list->key; list++) {
+        bool harmless = false;
+
+        if (!find_value(opts, list->key)) {
+            continue;
+        }
+        if (list->harmless && !has_value(opts, list->key, list->harmless, &harmless, errp)) {
+            return false;
+        }
+        if (!harmless) {
+            return block_options_error(opts, list->key, errp, ENOTSUP, "is not supported%s%s",
+                                       list->harmless ? ", other than " : "",
+                                       list->harmless ? list->harmless : "");
+        }
+    }
+    return true;
+}
+
 bool block_options_get_size(BlockOptions *opts, const char *key, int64_t *out, GError **errp)
 {
     const char *text;

@@ -64,6 +64,16 @@ bool block_options_get_object(BlockOptions *opts, const char *key, JsonObject **
 bool block_options_get_child(BlockOptions *opts, const char *key, char **ref, JsonObject **object,
                              GError **errp);
 
+/* An option of QEMU's that is not supported. */
+typedef struct BlockForeignOption {
+    const char *key;
+    const char *harmless; /* "on", "off" or a number: QEMU's default, which asks for nothing; NULL: none */
+} BlockForeignOption;
+
+/* Refuse those of `list`, which a NULL key ends, by name, unless with their harmless value. Marks as known.
+ */
+bool block_options_refuse_foreign(BlockOptions *opts, const BlockForeignOption *list, GError **errp);
+
 /* Set *errp to "WHAT: option 'PREFIXKEY': message", with the errno value as code. Returns false. */
 bool block_options_error(const BlockOptions *opts, const char *key, GError **errp, int errnum,
                          const char *fmt, ...) G_GNUC_PRINTF(5, 6);

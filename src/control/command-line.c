@@ -293,6 +293,28 @@ static bool check(const CommandLine *line, GError **errp)
         bg_error_set(errp, EINVAL, "-s contradicts -o queues=%u", line->mount->queues);
         return false;
     }
+    if (line->mount->auto_unmount && line->mount->event_loop == AIO_BACKEND_URING) {
+        bg_error_set(
+            errp, EINVAL,
+            "-o event-loop=io_uring contradicts auto_unmount: io_uring keeps /dev/fuse open a moment "
+            "longer than the daemon lives, and fusermount3 then takes the mount for alive");
+        return false;
+    }
+    return true;
+}
+
+/* --format and -o format= are one option in two spellings: mount(8) knows only of the latter. */
+static bool merge_format(CommandLine *line, GError **errp)
+{
+    const char *mount_format = line->mount->format;
+
+    if (line->format && mount_format && strcmp(line->format, mount_format) != 0) {
+        bg_error_set(errp, EINVAL, "--format %s contradicts -o format=%s", line->format, mount_format);
+        return false;
+    }
+    if (!line->format) {
+        line->format = g_strdup(mount_format);
+    }
     return true;
 }
 
@@ -307,7 +329,7 @@ CommandLine *command_line_parse(int argc, char *const *argv, GError **errp)
     if (!parse_words(&parser, errp)) {
         return NULL;
     }
-    if (line->action == COMMAND_RUN && !check(line, errp)) {
+    if (line->action == COMMAND_RUN && (!check(line, errp) || !merge_format(line, errp))) {
         return NULL;
     }
     return g_steal_pointer(&line);

@@ -250,6 +250,9 @@ bool exports_directory_allow_other(const GPtrArray *exports, bool mount_option, 
 static bool read_object(const ConfigItem *item, GError **errp)
 {
     static const char *const known[] = {"iothread", "throttle-group", "secret", NULL};
+    static const BlockForeignOption foreign[] = {
+        {"poll-max-ns", "0"}, {"poll-grow", "0"}, {"poll-shrink", "0"}, {"aio-max-batch", "0"}, {NULL, NULL},
+    };
     g_autoptr(BlockOptions) opts = block_options_new(item->what, "", item->options);
     g_autofree char *type = NULL;
     g_autofree char *id = NULL;
@@ -260,7 +263,7 @@ static bool read_object(const ConfigItem *item, GError **errp)
         return false;
     }
     if (strcmp(type, "iothread") == 0) {
-        return block_options_finish(opts, errp);
+        return block_options_refuse_foreign(opts, foreign, errp) && block_options_finish(opts, errp);
     }
     if (g_strv_contains(known, type)) {
         return block_options_error(opts, "qom-type", errp, ENOTSUP,

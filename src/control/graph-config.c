@@ -11,6 +11,7 @@
 #include <stdarg.h>
 #include <string.h>
 
+#include "block/driver.h"
 #include "control/node-options.h"
 #include "util/error.h"
 #include "util/text.h"
@@ -189,6 +190,20 @@ static ConfigItem *item_new(ConfigKind kind, JsonObject *options, const ConfigPl
     return item;
 }
 
+/* The name is missing: of a node whose driver is unknown as well, the driver says more ("--blockdev help").
+ */
+static bool missing_name(const ConfigItem *item, GError **errp)
+{
+    JsonNode *driver = item->kind == CONFIG_NODE ? json_object_get_member(item->options, "driver") : NULL;
+    g_autoptr(GError) unknown = NULL;
+
+    if (driver && JSON_NODE_HOLDS_VALUE(driver) && json_node_get_value_type(driver) == G_TYPE_STRING &&
+        !block_driver_find(json_node_get_string(driver), &unknown)) {
+        return config_item_error(item, "driver", errp, EINVAL, "%s", unknown->message);
+    }
+    return config_item_error(item, config_name_key(item->kind), errp, EINVAL, "is required");
+}
+
 /* Set item->name from its options; false and *errp where it is no good name. */
 static bool take_name(ConfigItem *item, GError **errp)
 {
@@ -197,7 +212,7 @@ static bool take_name(ConfigItem *item, GError **errp)
     const char *why;
 
     if (!value) {
-        return config_item_error(item, key, errp, EINVAL, "is required");
+        return missing_name(item, errp);
     }
     if (!JSON_NODE_HOLDS_VALUE(value) || json_node_get_value_type(value) != G_TYPE_STRING) {
         return config_item_error(item, key, errp, EINVAL, "expected a string");

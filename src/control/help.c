@@ -43,6 +43,7 @@ static const char help[] =
     "Mount options\n"
     "  -o OPTION[,OPTION...]      where OPTION is one of\n"
     "     ro, rw                  read-only; read-write (the default)\n"
+    "     format=FORMAT           as --format, for mount(8) and fstab\n"
     "     queues=N                queues and threads, from 1 to 64 (default: one for\n"
     "                             each CPU, at most 4)\n"
     "     transport=auto|dev      how requests come from the kernel\n"

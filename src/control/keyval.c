@@ -62,29 +62,44 @@ static JsonObject *enter_object(JsonObject *object, const char *step)
     return inner;
 }
 
-bool keyval_put(JsonObject *object, const char *key, const char *value, GError **errp)
+/* The object that the last of the steps is a key of. NULL and *errp naming `key`. */
+static JsonObject *enter_objects(JsonObject *object, const char *key, char **steps, GError **errp)
 {
-    g_auto(GStrv) steps = g_strsplit(key, ".", -1);
-    JsonNode *old;
-    char **step;
-
-    if (!check_key(key, steps, errp)) {
-        return false;
-    }
-    for (step = steps; step[1]; step++) {
+    for (char **step = steps; step[1]; step++) {
         object = enter_object(object, *step);
         if (!object) {
-            return key_error(key, errp, "contradicts an option with a shorter name");
+            key_error(key, errp, "contradicts an option with a shorter name");
+            return NULL;
         }
     }
-    old = json_object_get_member(object, *step);
+    return object;
+}
+
+/* Takes the value. */
+static bool put_new(JsonObject *object, const char *step, JsonNode *value, const char *key, GError **errp)
+{
+    JsonNode *old = json_object_get_member(object, step);
+
     if (old) {
+        json_node_unref(value);
         return key_error(key, errp,
                          JSON_NODE_HOLDS_OBJECT(old) ? "contradicts an option with a longer name"
                                                      : "given more than once");
     }
-    json_object_set_string_member(object, *step, value);
+    json_object_set_member(object, step, value);
     return true;
+}
+
+bool keyval_put(JsonObject *object, const char *key, const char *value, GError **errp)
+{
+    g_auto(GStrv) steps = g_strsplit(key, ".", -1);
+
+    if (!check_key(key, steps, errp)) {
+        return false;
+    }
+    object = enter_objects(object, key, steps, errp);
+    return object && put_new(object, steps[g_strv_length(steps) - 1],
+                             json_node_init_string(json_node_alloc(), value), key, errp);
 }
 
 /* ---- Lists */
@@ -154,6 +169,57 @@ static bool finish_below(JsonObject *object, const char *prefix, GError **errp)
 bool keyval_finish(JsonObject *object, GError **errp)
 {
     return finish_below(object, "", errp);
+}
+
+/* ---- Objects with dotted keys */
+
+static bool expand_into(JsonObject *out, JsonObject *object, GError **errp);
+
+static bool expand_member(JsonObject *out, const char *key, JsonNode *value, GError **errp)
+{
+    g_auto(GStrv) steps = g_strsplit(key, ".", -1);
+    const char *last = key;
+
+    if (strchr(key, '.')) {
+        if (!check_key(key, steps, errp)) {
+            return false;
+        }
+        last = steps[g_strv_length(steps) - 1];
+        out = enter_objects(out, key, steps, errp);
+        if (!out) {
+            return false;
+        }
+    }
+    if (!JSON_NODE_HOLDS_OBJECT(value)) {
+        return put_new(out, last, json_node_copy(value), key, errp);
+    }
+    out = enter_object(out, last);
+    if (!out) {
+        return key_error(key, errp, "contradicts an option with a shorter name");
+    }
+    return expand_into(out, json_node_get_object(value), errp);
+}
+
+static bool expand_into(JsonObject *out, JsonObject *object, GError **errp)
+{
+    JsonObjectIter iter;
+    const char *key;
+    JsonNode *value;
+
+    json_object_iter_init_ordered(&iter, object);
+    while (json_object_iter_next_ordered(&iter, &key, &value)) {
+        if (!expand_member(out, key, value, errp)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+JsonObject *keyval_expand(JsonObject *object, GError **errp)
+{
+    g_autoptr(JsonObject) out = json_object_new();
+
+    return expand_into(out, object, errp) && keyval_finish(out, errp) ? g_steal_pointer(&out) : NULL;
 }
 
 /* ---- Option strings */

@@ -27,6 +27,12 @@ bool keyval_put(JsonObject *object, const char *key, const char *value, GError *
 bool keyval_finish(JsonObject *object, GError **errp);
 
 /*
+ * A new object with all members of `object`, those with dotted keys as members of objects, or of lists. NULL
+ * and *errp, as above, where two members are one or contradict each other.
+ */
+JsonObject *keyval_expand(JsonObject *object, GError **errp);
+
+/*
  * Parse KEY=VALUE,... with ",," for a comma; or "{...}" or "json:{...}" as JSON. A first value without a key
  * is that of `implied`. NULL and *errp.
  */

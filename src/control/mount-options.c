@@ -118,6 +118,26 @@ static bool take_cache(MountOptions *options, const char *word, const char *valu
     return found <= 0 ? found == 0 : word_error(errp, word, "not supported yet: only cache=none is");
 }
 
+static bool take_name(char **where, const char *word, const char *value, GError **errp)
+{
+    if (!*value) {
+        return word_error(errp, word, "the name is empty");
+    }
+    g_free(*where);
+    *where = g_strdup(value);
+    return true;
+}
+
+static bool take_fsname(MountOptions *options, const char *word, const char *value, GError **errp)
+{
+    return take_name(&options->fsname, word, value, errp);
+}
+
+static bool take_format(MountOptions *options, const char *word, const char *value, GError **errp)
+{
+    return take_name(&options->format, word, value, errp);
+}
+
 /* ---- For libfuse */
 
 /* libfuse splits at commas again. */
@@ -135,14 +155,10 @@ static bool pass_on(MountOptions *options, const char *word, const char *value, 
     return true;
 }
 
-static bool take_fsname(MountOptions *options, const char *word, const char *value, GError **errp)
+static bool pass_auto_unmount(MountOptions *options, const char *word, const char *value, GError **errp)
 {
-    if (!*value) {
-        return word_error(errp, word, "the name is empty");
-    }
-    g_free(options->fsname);
-    options->fsname = g_strdup(value);
-    return true;
+    options->auto_unmount = true;
+    return pass_on(options, word, value, errp);
 }
 
 static bool pass_max_read(MountOptions *options, const char *word, const char *value, GError **errp)
@@ -158,6 +174,7 @@ static bool pass_max_read(MountOptions *options, const char *word, const char *v
 static const MountWord mount_words[] = {
     {"ro", false, take_ro},
     {"rw", false, take_ro},
+    {"format", true, take_format},
     {"queues", true, take_queues},
     {"transport", true, take_transport},
     {"event-loop", true, take_event_loop},
@@ -166,7 +183,7 @@ static const MountWord mount_words[] = {
     {"allow_other", false, take_allow_other},
     {"allow_root", false, refuse_allow_root},
     {"default_permissions", false, pass_on},
-    {"auto_unmount", false, pass_on},
+    {"auto_unmount", false, pass_auto_unmount},
     {"fsname", true, take_fsname},
     {"subtype", true, pass_on},
     {"max_read", true, pass_max_read},
@@ -312,5 +329,6 @@ void mount_options_free(MountOptions *options)
     }
     g_ptr_array_free(options->fuse_options, TRUE);
     g_free(options->fsname);
+    g_free(options->format);
     g_free(options);
 }

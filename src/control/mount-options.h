@@ -17,10 +17,12 @@ typedef struct MountOptions {
     bool read_only;
     bool strict_sync;
     bool allow_other;
+    bool auto_unmount;
     unsigned queues; /* 0: not given */
     AioBackend event_loop;
     GPtrArray *fuse_options; /* words for libfuse, owned, escaped for its -o; no NULL at the end */
     char *fsname;            /* NULL: not given */
+    char *format;            /* of the image; NULL: not given */
 } MountOptions;
 
 MountOptions *mount_options_new(void);

@@ -10,22 +10,10 @@
 #include <errno.h>
 #include <string.h>
 
+#include "block/driver.h"
 #include "control/json-text.h"
+#include "control/keyval.h"
 #include "util/error.h"
-
-/* Options that name a child: a string there is a reference, an object a node defined in place. */
-static const char *const child_keys[] = {"file", "backing", "data-file", "target", "bottom",
-                                         "test", "raw",     "source",    "log",    "header"};
-/* Options that are lists of such. */
-static const char *const child_list_keys[] = {"children", "extents"};
-
-/* Options that are names of local files, by driver. */
-static const struct {
-    const char *driver, *key;
-} file_names[] = {
-    {"file", "filename"},
-    {"host_device", "filename"},
-};
 
 static const char *string_of(JsonNode *value)
 {
@@ -34,45 +22,39 @@ static const char *string_of(JsonNode *value)
                : NULL;
 }
 
-static JsonArray *array_at(JsonObject *object, const char *key)
+/* The driver that the options name, as far as there is one; NULL else: opening the node will say so. */
+static const BlockDriver *driver_of(JsonObject *object)
 {
-    JsonNode *value = json_object_get_member(object, key);
+    const char *name = string_of(json_object_get_member(object, "driver"));
 
-    return value && JSON_NODE_HOLDS_ARRAY(value) ? json_node_get_array(value) : NULL;
+    return name ? block_driver_find(name, NULL) : NULL;
+}
+
+static const char *const *child_keys_of(JsonObject *object)
+{
+    static const char *const none[] = {NULL};
+    /* Without a driver the open will fail; until then these are what they are everywhere. */
+    static const char *const usual[] = {"file", "backing", NULL};
+    const BlockDriver *driver = driver_of(object);
+
+    if (!driver) {
+        return usual;
+    }
+    return driver->child_options ? driver->child_options : none;
 }
 
 /* ---- A walk over the children of a node, at `key` from the top. False ends it. */
 
 typedef bool ChildVisit(const char *key, JsonNode *child, void *opaque, GError **errp);
 
-static bool visit_list(JsonArray *array, const char *key, ChildVisit *visit, void *opaque, GError **errp)
-{
-    for (guint i = 0; i < json_array_get_length(array); i++) {
-        g_autofree char *path = g_strdup_printf("%s.%u", key, i);
-
-        if (!visit(path, json_array_get_element(array, i), opaque, errp)) {
-            return false;
-        }
-    }
-    return true;
-}
-
 static bool foreach_child(JsonObject *object, const char *prefix, ChildVisit *visit, void *opaque,
                           GError **errp)
 {
-    for (unsigned i = 0; i < G_N_ELEMENTS(child_keys); i++) {
-        JsonNode *child = json_object_get_member(object, child_keys[i]);
-        g_autofree char *path = g_strconcat(prefix, child_keys[i], NULL);
+    for (const char *const *key = child_keys_of(object); *key; key++) {
+        JsonNode *child = json_object_get_member(object, *key);
+        g_autofree char *path = g_strconcat(prefix, *key, NULL);
 
         if (child && !visit(path, child, opaque, errp)) {
-            return false;
-        }
-    }
-    for (unsigned i = 0; i < G_N_ELEMENTS(child_list_keys); i++) {
-        JsonArray *array = array_at(object, child_list_keys[i]);
-        g_autofree char *path = g_strconcat(prefix, child_list_keys[i], NULL);
-
-        if (array && !visit_list(array, path, visit, opaque, errp)) {
             return false;
         }
     }
@@ -150,6 +132,7 @@ JsonObject *node_options_from_json(const char *text, GError **errp)
 {
     const char *json = node_options_is_json(text) ? text + strlen("json:") : text;
     g_autoptr(JsonNode) node = NULL;
+    JsonObject *object;
     unsigned line;
 
     node = json_text_parse(json, strlen(json), NULL, &line, errp);
@@ -161,7 +144,14 @@ JsonObject *node_options_from_json(const char *text, GError **errp)
         bg_error_set(errp, EINVAL, "JSON: expected an object");
         return NULL;
     }
-    return json_node_dup_object(node);
+    if (!node_options_is_json(text)) {
+        return json_node_dup_object(node);
+    }
+    object = keyval_expand(json_node_get_object(node), errp);
+    if (!object) {
+        g_prefix_error(errp, "JSON: ");
+    }
+    return object;
 }
 
 /* The object in place of a child's "json:{...}"; *out stays NULL where the child is none. */
@@ -189,45 +179,17 @@ typedef struct Preparation {
     unsigned depth;
 } Preparation;
 
-static bool expand_list(Preparation *prep, JsonObject *object, const char *key, const char *path,
-                        GError **errp)
-{
-    JsonArray *old = array_at(object, key);
-    JsonArray *new = json_array_new();
-
-    for (guint i = 0; i < json_array_get_length(old); i++) {
-        g_autofree char *element = g_strdup_printf("%s.%u", path, i);
-        JsonNode *child = json_array_get_element(old, i), *expanded;
-
-        if (!expand_child(prep->item, element, child, &expanded, errp)) {
-            json_array_unref(new);
-            return false;
-        }
-        json_array_add_element(new, expanded ? expanded : json_node_copy(child));
-    }
-    json_object_set_array_member(object, key, new);
-    return true;
-}
-
 static bool expand_children(Preparation *prep, JsonObject *object, const char *prefix, GError **errp)
 {
-    for (unsigned i = 0; i < G_N_ELEMENTS(child_keys); i++) {
-        g_autofree char *path = g_strconcat(prefix, child_keys[i], NULL);
-        JsonNode *child = json_object_get_member(object, child_keys[i]), *expanded;
+    for (const char *const *key = child_keys_of(object); *key; key++) {
+        g_autofree char *path = g_strconcat(prefix, *key, NULL);
+        JsonNode *child = json_object_get_member(object, *key), *expanded;
 
         if (child && !expand_child(prep->item, path, child, &expanded, errp)) {
             return false;
         }
         if (child && expanded) {
-            json_object_set_member(object, child_keys[i], expanded);
-        }
-    }
-    for (unsigned i = 0; i < G_N_ELEMENTS(child_list_keys); i++) {
-        g_autofree char *path = g_strconcat(prefix, child_list_keys[i], NULL);
-
-        if (array_at(object, child_list_keys[i]) &&
-            !expand_list(prep, object, child_list_keys[i], path, errp)) {
-            return false;
+            json_object_set_member(object, *key, expanded);
         }
     }
     return true;
@@ -246,15 +208,15 @@ static char *absolute_name(const char *name, const char *base)
 
 static void anchor_file_names(JsonObject *object, const char *base)
 {
-    const char *driver = string_of(json_object_get_member(object, "driver"));
+    const BlockDriver *driver = driver_of(object);
 
-    for (unsigned i = 0; driver && i < G_N_ELEMENTS(file_names); i++) {
-        const char *name = string_of(json_object_get_member(object, file_names[i].key));
+    for (const char *const *key = driver ? driver->file_options : NULL; key && *key; key++) {
+        const char *name = string_of(json_object_get_member(object, *key));
 
-        if (name && strcmp(driver, file_names[i].driver) == 0) {
+        if (name) {
             g_autofree char *absolute = absolute_name(name, base);
 
-            json_object_set_string_member(object, file_names[i].key, absolute);
+            json_object_set_string_member(object, *key, absolute);
         }
     }
 }

@@ -26,7 +26,10 @@ bool node_options_foreach_reference(JsonObject *options, NodeOptionsVisit *visit
 bool node_options_foreach_inner_name(JsonObject *options, NodeOptionsVisit *visit, void *opaque,
                                      GError **errp);
 
-/* Open "json:{...}" or "{...}": the object, or NULL with *errp (the cause alone). */
+/*
+ * Open "json:{...}" or "{...}": the object, or NULL with *errp (the cause alone). Behind json: keys may have
+ * dots, as in QEMU.
+ */
 JsonObject *node_options_from_json(const char *text, GError **errp);
 
 /* Whether text is "json:" and an object. */

@@ -48,8 +48,12 @@ static int lock_and_write(int fd, const char *path, GError **errp)
         return bg_error_set(errp, EBUSY, "--pidfile: '%s' is in use by another daemon, which just ended",
                             path);
     }
+    errno = 0; /* a short write sets none */
     if (ftruncate(fd, 0) < 0 || pwrite(fd, text, (size_t)len, 0) != len) {
-        return bg_error_set_errno(errp, errno ? errno : ENOSPC, "--pidfile: cannot write '%s'", path);
+        int error = errno ? errno : ENOSPC;
+
+        unlink(path); /* it is ours, and says nothing */
+        return bg_error_set_errno(errp, error, "--pidfile: cannot write '%s'", path);
     }
     return 0;
 }

@@ -13,6 +13,7 @@
 #include "control/resolve.h"
 #include "control/source.h"
 #include "util/error.h"
+#include "util/log.h"
 
 /* Queues where the user says nothing: one for each CPU that we may use, but few. */
 #define DEFAULT_MAX_QUEUES 4
@@ -54,6 +55,20 @@ static bool plan_iothreads(Plan *plan, GError **errp)
         g_ptr_array_add(plan->iothreads, g_strdup_printf("queue%u", i));
     }
     return true;
+}
+
+/*
+ * fusermount3 looks at the mount as soon as the daemon is gone, and unmounts it where the kernel has ended
+ * its connection. A request of io_uring's that waits for /dev/fuse keeps that open a little longer.
+ */
+static void choose_event_loop(CommandLine *line)
+{
+    MountOptions *mount = line->mount;
+
+    if (mount->auto_unmount && mount->event_loop == AIO_BACKEND_AUTO) {
+        mount->event_loop = AIO_BACKEND_EPOLL;
+        bg_log(BG_LOG_INFO, "the event loop is epoll, for the sake of auto_unmount");
+    }
 }
 
 /* Every export must have somewhere to appear. */
@@ -121,6 +136,7 @@ static bool make(Plan *plan, CommandLine *line, GError **errp)
     if (line->mount->read_only) {
         make_read_only(line->config);
     }
+    choose_event_loop(line);
     return true;
 }
 

@@ -40,9 +40,14 @@ typedef enum ServerState {
     SERVER_STOPPED,
 } ServerState;
 
+/* Locks of a daemon that is about to end: how long to wait for them, and how often to ask. */
+#define LOCK_WAIT_US  G_USEC_PER_SEC
+#define LOCK_RETRY_NS (50 * INT64_C(1000000))
+
 typedef struct ServerMount {
-    FuseMount *mount;   /* NULL: not mounted */
-    GPtrArray *exports; /* FuseExport */
+    const ExportSpec *spec; /* of the export that is mounted over its own file; NULL: the directory */
+    FuseMount *mount;       /* NULL: not mounted */
+    GPtrArray *exports;     /* FuseExport */
 } ServerMount;
 
 struct Server {
@@ -81,10 +86,8 @@ static void coroutine_fn co_stop_mount(Server *server, ServerMount *m)
     g_free(m);
 }
 
-static void coroutine_fn co_take_down(void *opaque)
+static void coroutine_fn co_close_all(Server *server)
 {
-    Server *server = opaque;
-
     while (server->mounts->len > 0) {
         co_stop_mount(server, g_ptr_array_steal_index(server->mounts, server->mounts->len - 1));
     }
@@ -92,6 +95,13 @@ static void coroutine_fn co_take_down(void *opaque)
         block_graph_co_close(server->graph);
         g_clear_pointer(&server->graph, block_graph_free);
     }
+}
+
+static void coroutine_fn co_take_down(void *opaque)
+{
+    Server *server = opaque;
+
+    co_close_all(server);
     server->state = SERVER_STOPPED;
     if (server->loop) {
         g_main_loop_quit(server->loop);
@@ -235,7 +245,7 @@ static bool open_nodes(Server *server, GError **errp)
     return true;
 }
 
-/* ---- Starting: exports and mounts */
+/* ---- Starting: exports */
 
 static FuseExport *make_export(Server *server, const ExportSpec *spec, GError **errp)
 {
@@ -261,14 +271,68 @@ static FuseExport *make_export(Server *server, const ExportSpec *spec, GError **
     return exp;
 }
 
-static ServerMount *add_mount(Server *server)
+static ServerMount *add_mount(Server *server, const ExportSpec *spec)
 {
     ServerMount *m = g_new0(ServerMount, 1);
 
+    m->spec = spec;
     m->exports = g_ptr_array_new();
     g_ptr_array_add(server->mounts, m);
     return m;
 }
+
+/* All exports, before anything is mounted, so that most errors come early. */
+static bool make_exports(Server *server, GError **errp)
+{
+    const GPtrArray *specs = server->plan->exports;
+    ServerMount *directory = server->plan->line->mountpoint ? add_mount(server, NULL) : NULL;
+
+    for (guint i = 0; i < specs->len; i++) {
+        const ExportSpec *spec = specs->pdata[i];
+        FuseExport *exp = make_export(server, spec, errp);
+
+        if (!exp) {
+            return false;
+        }
+        g_ptr_array_add((spec->mountpoint ? add_mount(server, spec) : directory)->exports, exp);
+    }
+    return true;
+}
+
+static bool open_graph(Server *server, GError **errp)
+{
+    server->graph = block_graph_new(server->ctx);
+    return open_nodes(server, errp) && make_exports(server, errp);
+}
+
+static void coroutine_fn co_retreat(void *opaque)
+{
+    co_close_all(opaque);
+    aio_co_sleep_ns(LOCK_RETRY_NS);
+}
+
+/*
+ * umount(8) returns before the daemon has let go of its images: who mounts again at once meets its locks.
+ * Others' locks are not worth more than a moment, either. Everything is closed between the attempts, so that
+ * two daemons that start together do not keep each other from it.
+ */
+static bool open_graph_patiently(Server *server, GError **errp)
+{
+    gint64 deadline = g_get_monotonic_time() + LOCK_WAIT_US;
+    g_autoptr(GError) error = NULL;
+
+    while (!open_graph(server, &error)) {
+        if (bg_error_to_errno(error) != -EAGAIN || g_get_monotonic_time() >= deadline) {
+            g_propagate_error(errp, g_steal_pointer(&error));
+            return false;
+        }
+        g_clear_error(&error);
+        aio_context_run_coroutine(server->ctx, co_retreat, server);
+    }
+    return true;
+}
+
+/* ---- Starting: mounts */
 
 /* What all mounts have in common. Free fuse_options' array, not its words. */
 static FuseMountConfig mount_config(Server *server)
@@ -302,22 +366,15 @@ static AioContext *const *find_context(const Server *server, const char *iothrea
 }
 
 /* Mount one export over its own file. */
-static bool mount_file(Server *server, const ExportSpec *spec, GError **errp)
+static bool mount_file(Server *server, ServerMount *m, GError **errp)
 {
-    FuseExport *exp = make_export(server, spec, errp);
     const MountOptions *options = server->plan->line->mount;
-    FuseMountConfig config;
-    ServerMount *m;
+    const ExportSpec *spec = m->spec;
+    FuseMountConfig config = mount_config(server);
 
-    if (!exp) {
-        return false;
-    }
-    m = add_mount(server);
-    g_ptr_array_add(m->exports, exp);
-    config = mount_config(server);
     config.mountpoint = spec->mountpoint;
     config.source = options->fsname ? options->fsname : spec->id;
-    config.single_export = exp;
+    config.single_export = m->exports->pdata[0];
     config.allow_other = options->allow_other ? FUSE_ALLOW_OTHER_ON : FUSE_ALLOW_OTHER_AUTO;
     if (spec->has_allow_other) {
         config.allow_other = spec->allow_other;
@@ -334,36 +391,10 @@ static bool mount_file(Server *server, const ExportSpec *spec, GError **errp)
     return m->mount && fuse_mount_start(m->mount, errp) == 0;
 }
 
-static bool add_directory_exports(Server *server, ServerMount *m, GError **errp)
+static bool mount_directory(Server *server, ServerMount *m, GError **errp)
 {
-    const GPtrArray *specs = server->plan->exports;
+    FuseMountConfig config = mount_config(server);
 
-    for (guint i = 0; i < specs->len; i++) {
-        const ExportSpec *spec = specs->pdata[i];
-        FuseExport *exp;
-
-        if (spec->mountpoint) {
-            continue;
-        }
-        exp = make_export(server, spec, errp);
-        if (!exp) {
-            return false;
-        }
-        g_ptr_array_add(m->exports, exp);
-    }
-    return true;
-}
-
-/* The exports are made before the mount, so that most errors come before anything is mounted. */
-static bool mount_directory(Server *server, GError **errp)
-{
-    ServerMount *m = add_mount(server);
-    FuseMountConfig config;
-
-    if (!add_directory_exports(server, m, errp)) {
-        return false;
-    }
-    config = mount_config(server);
     config.mountpoint = server->plan->line->mountpoint;
     config.source = server->plan->fsname;
     config.allow_other = server->plan->allow_other;
@@ -382,15 +413,10 @@ static bool mount_directory(Server *server, GError **errp)
 
 static bool mount_all(Server *server, GError **errp)
 {
-    const GPtrArray *specs = server->plan->exports;
+    for (guint i = 0; i < server->mounts->len; i++) {
+        ServerMount *m = server->mounts->pdata[i];
 
-    if (server->plan->line->mountpoint && !mount_directory(server, errp)) {
-        return false;
-    }
-    for (guint i = 0; i < specs->len; i++) {
-        const ExportSpec *spec = specs->pdata[i];
-
-        if (spec->mountpoint && !mount_file(server, spec, errp)) {
+        if (!(m->spec ? mount_file(server, m, errp) : mount_directory(server, m, errp))) {
             return false;
         }
     }
@@ -404,8 +430,7 @@ static bool start(Server *server, GError **errp)
         return false;
     }
     aio_context_set_current(server->ctx);
-    server->graph = block_graph_new(server->ctx);
-    if (!start_threads(server, errp) || !open_nodes(server, errp)) {
+    if (!start_threads(server, errp) || !open_graph_patiently(server, errp)) {
         return false;
     }
     add_signals(server); /* a signal during the mounts waits for the main loop */

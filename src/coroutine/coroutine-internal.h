@@ -10,7 +10,7 @@
 #include <stdint.h>
 
 #include "aio/work.h"
-#include "coroutine/context.h"
+#include "coroutine/switch.h"
 #include "coroutine/coroutine.h"
 #include "coroutine/fiber.h"
 

@@ -54,7 +54,10 @@ void co_queue_destroy(CoQueue *q);
 void coroutine_fn co_queue_wait(CoQueue *q, CoMutex *m) BG_NO_TSA;
 /* The same with a BgMutex that guards the condition. */
 void coroutine_fn co_queue_wait_locked(CoQueue *q, BgMutex *m) BG_NO_TSA;
-/* Wake the first waiter or all, in order. Any thread, coroutine or not. False/0 where none waited. */
+/*
+ * Wake the first waiter or all, in order. Any thread, coroutine or not, and with a BgMutex held: no waiter
+ * runs inside of the call. False/0 where none waited.
+ */
 bool co_queue_next(CoQueue *q);
 unsigned co_queue_restart_all(CoQueue *q);
 bool co_queue_empty(CoQueue *q);

@@ -29,8 +29,8 @@ import system
 DEFAULT_LIMIT = 60  # seconds for one test
 
 
-class TimeLimitExceeded(BaseException):
-    """Not an Exception, so that no test swallows it."""
+class TimeLimitExceeded(pytest.fail.Exception):
+    """Not an Exception, so that no test swallows it, but known to pytest, which must tear down after it."""
 
 
 def pytest_configure(config):
@@ -38,6 +38,7 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "valgrind: also run with the daemon under valgrind")
     config.addinivalue_line("markers", "timing: measures time; not meant for sanitizers")
     system.become_subreaper()
+    system.allow_core_dumps()
 
 
 def pytest_collection_modifyitems(config, items):
@@ -128,8 +129,9 @@ class TimeLimit:
         with open(self.place.results / "python-stacks.txt", "w", encoding="utf-8") as out:
             faulthandler.dump_traceback(file=out)
         self.place.bundle("time limit exceeded")
-        self.place.emergency_stop()
+        # The test gets the signal when its system call ends, and that ends when the daemon is gone.
         signal.pthread_kill(threading.main_thread().ident, signal.SIGALRM)
+        self.place.emergency_stop()
 
     def end(self):
         self.timer.cancel()

@@ -56,9 +56,9 @@ class Daemon:
         self.env = {**os.environ, **self._sanitizer_env(), **(env or {})}
         self.expected_status = 0
         self.finished = False
-        place.daemons.append(self)
         place.record(self.argv, background=not background, env=env)
         self.process = self._start_background() if background else self._start_foreground()
+        place.daemons.append(self)  # only now: one that failed to start has no process to ask
 
     def _sanitizer_env(self):
         # In the background stderr is gone, so reports go to files.
@@ -82,7 +82,7 @@ class Daemon:
             raise AssertionError(f"did not go to the background in time; it said: {self.said()}") from None
         assert status == 0, f"exit status {status}; it said: {self.said()}"
         assert all(map(system.is_mounted, self.mountpoints)), "returned 0, but nothing is mounted"
-        known = {d.process.pid for d in self.place.daemons if d is not self}
+        known = {d.process.pid for d in self.place.daemons}
         ours = [p for p in system.children(self.mountpoints[0]) if p.pid not in known]
         assert len(ours) == 1, f"expected one daemon in the background, found {ours}"
         return system.AdoptedProcess(ours[0].pid)
@@ -315,17 +315,31 @@ class Place:
                 daemon.process.kill()
                 daemon.process.wait(timeout=5)
         for device, _ in system.loop_devices(self.path):
-            subprocess.run(["losetup", "--detach", device], timeout=20, check=False)
+            system.outside.run("losetup", "--detach", device)
         system.clear_mounts(self.path)
 
     def save_stacks(self, why, *more_pids):
+        daemons = [d.pid for d in self.daemons if d.is_running()]
+        others = {*more_pids, *(p.pid for p in system.children(self.path))} - {*daemons}
+        self._append_stacks(f"######## {why}")
+        for pid in [*daemons, *sorted(others)]:
+            self._append_stacks(system.stacks_of(pid, with_gdb=pid in daemons))
+
+    def _append_stacks(self, text):
         self.results.mkdir(parents=True, exist_ok=True)
-        pids = [d.pid for d in self.daemons if d.is_running()] + list(more_pids)
-        pids += [p.pid for p in system.children(self.path) if p.pid not in pids]
         with open(self.results / "stacks.txt", "a", encoding="utf-8") as out:
-            out.write(f"######## {why}\n")
-            for pid in pids:
-                out.write(system.stacks_of(pid) + "\n")
+            out.write(text + "\n")
+
+    def _copy_small_files(self):
+        # Of a mountpoint not even the type may be asked for: its daemon may hang.
+        mounted = {entry.mountpoint for entry in system.mounts(self.path)}
+        for entry in os.scandir(self.path):
+            if entry.path in mounted or not entry.is_file(follow_symlinks=False):
+                continue
+            if entry.name.startswith("core"):
+                self._append_stacks(system.stacks_of_core(self.binary, entry.path))
+            elif entry.stat().st_size < 256 * system.KiB:
+                shutil.copy(entry.path, self.results)
 
     def bundle(self, why):
         """Leave what one needs to see what happened: logs, stacks, mounts, a script to do it again."""
@@ -334,9 +348,7 @@ class Place:
         self.bundled = True
         self.save_stacks(why)
         (self.results / "mounts.txt").write_text("\n".join(map(str, system.mounts())) + "\n")
-        for path in self.path.iterdir():
-            if path.is_file() and path.stat().st_size < 256 * system.KiB:
-                shutil.copy(path, self.results)
+        self._copy_small_files()
         script = "\n".join(self.script).replace(str(self.path), "$work").replace(
             str(self.binary), "$BLOCKGRAPHFS")
         # Words with $work in them were quoted for the path, which needs no quotes.

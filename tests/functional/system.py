@@ -8,8 +8,13 @@ SPDX-License-Identifier: GPL-2.0-or-later
 import ctypes
 import os
 import re
+import resource
+import select
+import shlex
 import signal
 import subprocess
+import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,14 +55,41 @@ def is_mounted(mountpoint):
     return any(entry.mountpoint == str(mountpoint) for entry in mounts())
 
 
+class Outside:
+    """A shell for commands that must work while we have files open on a mount whose daemon hangs.
+
+    A child of ours would hang as well, before its exec: closing such a file asks the daemon. The shell is
+    started before the first test opens anything.
+    """
+
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.shell = subprocess.Popen(["/bin/sh"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def run(self, *command, timeout=20):
+        """What a command said, or that it did not end."""
+        with self.lock, tempfile.NamedTemporaryFile("r", errors="replace") as output:
+            line = f"timeout -k 5 {timeout} {shlex.join(map(str, command))} > {output.name} 2>&1 < /dev/null"
+            self.shell.stdin.write(f"{line}; echo $?\n")
+            self.shell.stdin.flush()
+            ready, _, _ = select.select([self.shell.stdout], [], [], timeout + 10)
+            if not ready:
+                # It goes on in the way of the next; a new shell cannot be started safely any more.
+                return f"{shlex.join(map(str, command))}: did not end"
+            self.shell.stdout.readline()
+            return output.read()
+
+
+outside = Outside()
+
+
 def abort_connection(entry):
     """Fail everything that waits for a FUSE daemon. Frees processes that no signal reaches."""
     if not entry.fstype.startswith("fuse"):
         return
     control = Path("/sys/fs/fuse/connections")
     if not (control / str(entry.connection)).exists():
-        subprocess.run(["mount", "-t", "fusectl", "fusectl", control], timeout=10, check=False,
-                       stderr=subprocess.DEVNULL)
+        outside.run("mount", "-t", "fusectl", "fusectl", control)
     try:
         (control / str(entry.connection) / "abort").write_text("1")
     except OSError:
@@ -68,8 +100,7 @@ def clear_mounts(below):
     """Take away what a test left mounted, deepest first, dead daemons or not."""
     for entry in reversed(mounts(below)):
         abort_connection(entry)
-        subprocess.run(["umount", "-l", entry.mountpoint], timeout=20, check=False,
-                       stderr=subprocess.DEVNULL)
+        outside.run("umount", "-l", entry.mountpoint)
 
 
 def loop_devices(below):
@@ -151,21 +182,33 @@ class AdoptedProcess:
         self.send_signal(signal.SIGKILL)
 
 
-def stacks_of(pid):
-    """What every thread of a process is doing, for a failure's bundle."""
+def stacks_of(pid, with_gdb):
+    """What every thread of a process is doing, for a failure's bundle.
+
+    Not with gdb where it may hang in a mount: gdb would wait for it, too.
+    """
     text = [f"==== process {pid}"]
     for name in ("cmdline", "status", "wchan", "limits"):
         text += [f"---- /proc/{pid}/{name}", _read(f"/proc/{pid}/{name}").replace("\0", " ")]
     for task in sorted(Path(f"/proc/{pid}/task").glob("*")):
         text += [f"---- kernel stack of {task.name} ({_read(task / 'comm').strip()})", _read(task / "stack")]
-    command = ["gdb", "-nx", "-batch", "-p", str(pid), "-ex", "set pagination off",
-               "-ex", "thread apply all backtrace 40"]
-    try:
-        gdb = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60, check=False)
-        text += ["---- gdb", gdb.stdout, gdb.stderr]
-    except (OSError, subprocess.TimeoutExpired) as error:
-        text += ["---- gdb", str(error)]
-    return "\n".join(text)
+    return "\n".join([*text, _gdb("-p", str(pid)) if with_gdb else ""])
+
+
+def stacks_of_core(binary, core):
+    """Where a process that dumped its memory was."""
+    return f"==== {core}\n{_gdb(str(binary), str(core))}"
+
+
+def _gdb(*target):
+    return "---- gdb\n" + outside.run("gdb", "-nx", "-batch", "-ex", "set pagination off",
+                                      "-ex", "thread apply all backtrace 40", *target, timeout=30)
+
+
+def allow_core_dumps():
+    """For processes that we start; where the kernel writes core files, they go to the working directory."""
+    _, most = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (most, most))
 
 
 def _read(path):
@@ -193,8 +236,6 @@ def keeps_holes_and_direct_io(directory):
 
 
 def file_system_of(directory):
-    """The type of the file system that holds a directory."""
-    best = max((entry for entry in mounts() if entry.mountpoint == "/"
-                or f"{Path(directory).resolve()}/".startswith(f"{entry.mountpoint}/")),
-               key=lambda entry: len(entry.mountpoint))
-    return best.fstype
+    """The type of the file system that holds a directory, as stat(1) names it."""
+    return subprocess.run(["stat", "-f", "-c", "%T", directory], timeout=10, check=True,
+                          capture_output=True, text=True).stdout.strip()

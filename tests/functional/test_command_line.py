@@ -190,6 +190,20 @@ def test_pidfile_of_a_failed_start_is_removed(place):
     assert not (place.path / "pid").exists()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a tmpfs")
+def test_pidfile_on_a_full_disk_is_removed(place, source):
+    full = place.directory("full")
+    place.run("mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", full)
+    try:
+        (full / "filler").write_bytes(bytes(4096))
+        done = place.run(*place.wrapper, place.binary, "-f", "--pidfile", full / "pid", source, place.directory(),
+                         check=False)
+        assert done.returncode == 1 and "No space left" in done.stderr, done.stderr
+        assert os.listdir(full) == ["filler"]
+    finally:
+        place.run("umount", full)
+
+
 @pytest.mark.parametrize("name", ["fifo", "directory", "absent/pid", "/dev/null"])
 def test_bad_pidfile(place, source, name):
     os.mkfifo(place.path / "fifo")
@@ -323,3 +337,24 @@ def test_json_everywhere(place):
                          "--export", json.dumps({"type": "fuse", "id": "e", "node-name": "a"}),
                          "none", mountpoint, mountpoints=[mountpoint])
     assert daemon.file("e").read_bytes()[:4] == b"json"
+
+
+def test_json_with_dotted_keys(place):
+    """Behind json:, as QEMU writes it; JSON elsewhere is QMP's, which has none."""
+    image, mountpoint = place.image("disk.img", MiB, b"json"), place.directory()
+    dotted = {"driver": "raw", "file.driver": "file", "file.filename": "disk.img"}
+    daemon = place.start(f"json:{json.dumps(dotted)}", mountpoint, mountpoints=[mountpoint])
+    assert daemon.file("disk.img").read_bytes()[:4] == b"json"
+    daemon.umount()
+    inner = "json:" + json.dumps({"driver": "raw", "file": {"driver": "raw"}, "file.file.driver": "file",
+                                  "file.file.filename": str(image)})
+    daemon = place.start("--blockdev", json.dumps({"driver": "raw", "node-name": "a", "file": inner}),
+                         "none", mountpoint, mountpoints=[mountpoint])
+    assert daemon.file("a").read_bytes()[:4] == b"json"
+    daemon.umount()
+    refused = json.dumps({**dotted, "node-name": "a"})
+    assert "name with dots" in place.refuse("--blockdev", refused, "none", mountpoint)
+    graph = place.write("graph.json", f'{{"nodes": [{refused}]}}')
+    assert "name with dots" in place.refuse(graph, mountpoint)
+    twice = json.dumps({**dotted, "file": {"driver": "file"}})
+    assert "given more than once" in place.refuse(f"json:{twice}", mountpoint)

@@ -29,13 +29,24 @@ file.filename = a.img
 driver = file
 filename = b.img
 aio = threads
+
+[node c]
+driver = file
+filename = c.img
+cache.direct = on
 """
+NAMES = "abc"
+
+
+def make_images(place):
+    for name in NAMES:
+        place.image(f"{name}.img", 64 * MiB)
 
 
 @pytest.fixture
-def two(place):
-    place.image("a.img", 64 * MiB)
-    place.image("b.img", 64 * MiB)
+def files(place):
+    """A daemon with three images, which take different ways: io_uring, threads, O_DIRECT."""
+    make_images(place)
     return place.mount(FILES)
 
 
@@ -50,8 +61,8 @@ def fio_verify(place, jobs, timeout=120):
     place.run("fio", job_file, timeout=timeout)
 
 
-def test_several_jobs_on_one_file(place, two):
-    fio_verify(place, [(f"job{i}", two.file("a"), options) for i, options in enumerate((
+def test_several_jobs_on_one_file(place, files):
+    fio_verify(place, [(f"job{i}", files.file("a"), options) for i, options in enumerate((
         ["ioengine=io_uring", "iodepth=16", "rw=randwrite"],
         ["ioengine=libaio", "iodepth=8", "direct=1", "rw=randwrite"],
         ["ioengine=psync", "rw=randrw"],
@@ -59,17 +70,16 @@ def test_several_jobs_on_one_file(place, two):
     ))])
 
 
-def test_several_files_at_once(place, two):
-    fio_verify(place, [(f"job{i}", two.file("ab"[i % 2]), ["ioengine=io_uring", "iodepth=16", "rw=randwrite"])
+def test_several_files_at_once(place, files):
+    fio_verify(place, [(f"job{i}", files.file(NAMES[i % 3]), ["ioengine=io_uring", "iodepth=16", "rw=randwrite"])
                        for i in range(4)])
 
 
 @pytest.mark.parametrize("queues", [1, 2, 4])
 def test_queues(place, queues):
-    place.image("a.img", 64 * MiB)
-    place.image("b.img", 64 * MiB)
+    make_images(place)
     daemon = place.mount(FILES, "-o", f"queues={queues}")
-    fio_verify(place, [(f"job{i}", daemon.file("ab"[i % 2]), ["ioengine=io_uring", "iodepth=8", "rw=randwrite",
+    fio_verify(place, [(f"job{i}", daemon.file(NAMES[i % 3]), ["ioengine=io_uring", "iodepth=8", "rw=randwrite",
                                                              "direct=1"]) for i in range(4)])
 
 
@@ -105,50 +115,51 @@ def random_operations(path, start, length, seed, number):
 
 
 @pytest.mark.limit(300)
-def test_random_operations_against_a_mirror(place, two):
+def test_random_operations_against_a_mirror(place, files):
     region, threads = 8 * MiB, 6
     seed = random.randrange(1 << 30)
     print(f"seed {seed}")
     number = harness.count(250, 10000)
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        futures = [pool.submit(random_operations, two.file("ab"[i % 2]), i // 2 * region, region, seed + i, number)
+        futures = [pool.submit(random_operations, files.file(NAMES[i % 3]), i // 3 * region, region, seed + i, number)
                    for i in range(threads)]
         mirrors = [future.result() for future in futures]
-    two.stop()
+    files.stop()
     for i, mirror in enumerate(mirrors):
-        image = place.path / f"{'ab'[i % 2]}.img"
+        image = place.path / f"{NAMES[i % 3]}.img"
         with opened(image, os.O_RDONLY) as fd:
-            assert os.pread(fd, region, i // 2 * region) == mirror, f"seed {seed}: region {i} differs"
+            assert os.pread(fd, region, i // 3 * region) == mirror, f"seed {seed}: region {i} differs"
 
 
-def test_unaligned_neighbours(place, two):
+@pytest.mark.parametrize("name", ["b", "c"], ids=["buffered", "direct"])
+def test_unaligned_neighbours(files, name):
     """Threads write adjacent bytes of the same sectors: no read-modify-write may lose one of them."""
-    threads, rounds, stride = 8, harness.count(60, 600), 8
+    threads, rounds, stride = 8, harness.count(30, 600), 8
 
     def write(number):
-        with opened(two.file("b")) as fd:
+        with opened(files.file(name)) as fd:
             for i in range(rounds):
-                for at in range(number, 4096, stride):
+                for at in range(number, 2048, stride):
                     os.pwrite(fd, bytes([number * 16 + i % 16]), at)
 
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         list(pool.map(write, range(threads)))
     last = (rounds - 1) % 16
-    with opened(two.file("b"), os.O_RDONLY) as fd:
-        assert os.pread(fd, 4096, 0) == bytes((at % stride) * 16 + last for at in range(4096))
+    with opened(files.file(name), os.O_RDONLY) as fd:
+        assert os.pread(fd, 2048, 0) == bytes((at % stride) * 16 + last for at in range(2048))
 
 
 @pytest.mark.limit(180)
-def test_umount_under_load_is_refused_and_harmless(place, two):
+def test_umount_under_load_is_refused_and_harmless(place, files):
     # Slowed down, so that it lasts for some seconds on any machine; it verifies at its end.
-    with subprocess.Popen(["fio", "--name=load", f"--filename={two.file('a')}", "--ioengine=io_uring",
+    with subprocess.Popen(["fio", "--name=load", f"--filename={files.file('a')}", "--ioengine=io_uring",
                            "--rw=randwrite", "--bs=4k", "--iodepth=32", "--size=64M", "--verify=crc32c",
                            "--verify_fatal=1", "--allow_file_create=0", "--io_size=48M", "--rate=16m"],
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=place.path) as load:
-        wait_until_open(load.pid, two.file("a"))
+        wait_until_open(load.pid, files.file("a"))
         refused = 0
         while load.poll() is None:
-            done = place.run("umount", two.mountpoints[0], check=False)
+            done = place.run("umount", files.mountpoints[0], check=False)
             if done.returncode == 0:
                 break
             assert "busy" in done.stderr
@@ -173,14 +184,14 @@ def wait_until_open(pid, path):
 
 
 @pytest.mark.limit(120)
-def test_sigterm_under_load(place, two):
+def test_sigterm_under_load(place, files):
     """The load gets errors; the daemon drains, flushes and leaves no mount; what was written is there."""
     written = []
     stop = threading.Event()
 
     def load(number):
         data = bytes([number + 1]) * 4096
-        with opened(two.file("a")) as fd:
+        with opened(files.file("a")) as fd:
             for i in range(number, 64 * MiB // 4096, 4):
                 if stop.is_set():
                     break
@@ -194,7 +205,7 @@ def test_sigterm_under_load(place, two):
     for thread in threads:
         thread.start()
     time.sleep(0.3)
-    two.stop()
+    files.stop()
     stop.set()
     for thread in threads:
         thread.join(timeout=20)
@@ -205,16 +216,16 @@ def test_sigterm_under_load(place, two):
     assert not wrong
 
 
-def test_metadata_storm(two):
+def test_metadata_storm(files):
     """stat, open, readdir and xattrs from many threads beside I/O."""
     until = time.monotonic() + harness.count(2, 20)
 
     def storm(number):
         rounds = 0
         while time.monotonic() < until:
-            path = two.file("ab"[number % 2])
+            path = files.file(NAMES[number % 3])
             assert os.stat(path).st_size == 64 * MiB
-            assert sorted(os.listdir(two.mountpoints[0])) == ["a", "b"]
+            assert sorted(os.listdir(files.mountpoints[0])) == list(NAMES)
             with opened(path) as fd:
                 os.pwrite(fd, bytes([number]) * 512, number * 512)
                 assert os.pread(fd, 512, number * 512) == bytes([number]) * 512
@@ -228,15 +239,15 @@ def test_metadata_storm(two):
 
 
 @pytest.mark.limit(120)
-def test_reading_the_graph_under_load(place, two):
-    with subprocess.Popen(["fio", "--name=load", f"--filename={two.file('a')}", "--ioengine=io_uring",
+def test_reading_the_graph_under_load(place, files):
+    with subprocess.Popen(["fio", "--name=load", f"--filename={files.file('a')}", "--ioengine=io_uring",
                            "--rw=randrw", "--bs=4k", "--iodepth=16", "--size=64M", "--time_based",
                            "--runtime=" + ("30" if harness.LONG else "3"), "--allow_file_create=0"],
                           stdout=subprocess.DEVNULL, cwd=place.path) as load:
         reads = 0
         while load.poll() is None:
             for name in ("graph.txt", "graph.json", "graph.dot", "metrics", "errors"):
-                two.graph(name)
+                files.graph(name)
             reads += 1
         assert load.returncode == 0
         assert reads > 3

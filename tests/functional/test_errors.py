@@ -10,7 +10,7 @@ import pytest
 
 import fileio
 from fileio import opened
-from system import MiB
+from system import KiB, MiB
 
 
 @pytest.fixture
@@ -44,6 +44,29 @@ def test_enospc_from_below(place, small_disk):
         fileio.punch_hole(fd, 0, 4 * MiB)
         os.pwrite(fd, b"room again", 50 * MiB)
         assert os.pread(fd, 10, 50 * MiB) == b"room again"
+
+
+@pytest.mark.parametrize("option", ["aio = threads", "aio = io_uring"])
+def test_failed_growth_leaves_nothing(place, small_disk, option):
+    """A write beyond the end that fails half-way: later growth shows zeroes there."""
+    image = small_disk / "disk.img"
+    image.write_bytes(fileio.pattern(MiB))
+    daemon = place.mount(f"[node disk]\ndriver = file\nfilename = small/disk.img\n{option}\n"
+                         "[export disk]\nnode = disk\nwritable = on\ngrowable = on\n")
+    filler, room = small_disk / "filler", os.statvfs(small_disk)
+    filler.write_bytes(bytes(room.f_bavail * room.f_bsize - 64 * KiB))
+    with opened(daemon.file("disk")) as fd:
+        for offset in (MiB, 2 * MiB):
+            with pytest.raises(OSError) as caught:
+                os.pwrite(fd, b"\xee" * 128 * KiB, offset)
+            assert caught.value.errno == errno.ENOSPC
+            assert os.fstat(fd).st_size == MiB
+            assert image.stat().st_size == MiB, "bytes of the failed write are left in the image"
+        filler.unlink()
+        os.ftruncate(fd, MiB + 64 * KiB)
+        os.pwrite(fd, b"end", 3 * MiB)
+        assert os.pread(fd, 4 * MiB, 0) == fileio.pattern(MiB) + bytes(2 * MiB) + b"end"
+    daemon.stop()
 
 
 def test_eio_from_below(place, small_disk):

@@ -72,11 +72,25 @@ def test_refused(place, make, words):
     ("cache.direct = perhaps", ["direct"]),
     ("lockign = off", ["locking"]),
     ("offset = 0", ["offset"]),
+    ("force-share = on", ["'force-share'", "not supported"]),
+    ("drop-cache = off", ["'drop-cache'", "not supported"]),
+    ("pr-manager = pr0", ["'pr-manager'", "not supported"]),
+    ("x-check-cache-dropped = on", ["'x-check-cache-dropped'", "not supported"]),
+    ("aio-max-batch = 8", ["'aio-max-batch'", "not supported"]),
+    ("aio-max-batch = many", ["'aio-max-batch'", "whole number"]),
+    ("drop-cache = maybe", ["'drop-cache'", "maybe"]),
+    ("drop-cach = on", ["'drop-cach'", "unknown option"]),
 ])
 def test_refused_option(place, option, words):
     place.image("image")
     message = refusal(place, "image", option)
     assert all(word in message for word in words), message
+
+
+def test_defaults_of_options_that_are_not_supported(place):
+    place.image("image", data=b"x")
+    options = ["force-share = off", "drop-cache = on", "x-check-cache-dropped = off", "aio-max-batch = 0"]
+    assert place.mount(graph_of("image", *options)).file("disk").read_bytes()[:1] == b"x"
 
 
 def test_image_without_permission(place):

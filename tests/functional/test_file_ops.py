@@ -452,3 +452,38 @@ def test_copies_are_equal(place, disk):
     assert filecmp.cmp(place.path / "sparse", place.path / "disk.img", shallow=False)
     assert os.stat(place.path / "sparse").st_blocks * 512 < 4 * MiB
     place.run("find", disk.mountpoints[0], "-ls")
+
+
+# ---- O_TRUNC
+
+
+@pytest.mark.parametrize("node", ["driver=file\nfilename=d.img", "driver=null-co\nsize=16M",
+                                  "driver=raw\noffset=1M\nsize=8M\nfile.driver=file\nfile.filename=d.img"],
+                         ids=["file", "null", "window"])
+@pytest.mark.parametrize("tool", ["cp", "dd"])
+def test_copying_onto_a_fixed_length_export(place, node, tool):
+    """O_TRUNC is as on a block device: an image that could not grow again is not emptied first."""
+    place.image("d.img", size=SIZE)
+    length = 8 * MiB if "offset" in node else SIZE
+    data = pattern(length, 3)
+    source = place.path / "source"
+    source.write_bytes(data)
+    mount = place.mount(f"[node d]\n{node}\n")
+    if tool == "cp":
+        place.run("cp", source, mount.file("d"))
+    else:
+        place.run("dd", f"if={source}", f"of={mount.file('d')}", "bs=1M", "status=none")
+    assert os.stat(mount.file("d")).st_size == length
+    if "null" not in node:
+        assert mount.file("d").read_bytes() == data
+    mount.stop()
+    assert (place.path / "d.img").stat().st_size == SIZE
+
+
+def test_o_trunc_empties_a_growable_export(place):
+    place.image("d.img", size=SIZE)
+    mount = place.mount("[node d]\ndriver=file\nfilename=d.img\n[export d]\nnode=d\nwritable=on\ngrowable=on\n")
+    mount.file("d").write_bytes(b"new")
+    assert mount.file("d").read_bytes() == b"new"
+    mount.stop()
+    assert (place.path / "d.img").read_bytes() == b"new"

@@ -6,6 +6,7 @@ SPDX-License-Identifier: GPL-2.0-or-later
 import errno
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import harness
 import system
 from fileio import opened
 from harness import DISK
@@ -149,6 +151,24 @@ def test_kill_9_then_fusermount(place, disk):
     again.stop()
 
 
+@pytest.mark.timing
+@pytest.mark.parametrize("event_loop", ["auto", "epoll"])
+def test_auto_unmount(place, event_loop):
+    if not shutil.which("fusermount3"):
+        pytest.skip("needs fusermount3")
+    place.image("disk.img")
+    for i in range(3):
+        daemon = place.mount(DISK, "--verbose", "-o", f"auto_unmount,event-loop={event_loop}", at=f"mnt{i}",
+                             stderr_allowed=".")
+        assert ("sake of auto_unmount" in daemon.said()) == (event_loop == "auto")
+        daemon.file("disk").read_bytes()
+        daemon.crash()
+        deadline = time.monotonic() + 2
+        while system.is_mounted(daemon.mountpoints[0]) or system.children(daemon.mountpoints[0]):
+            assert time.monotonic() < deadline, "still mounted"
+            time.sleep(0.02)
+
+
 def test_umount_of_a_busy_mount_is_refused(place, disk):
     fd = os.open(disk.file("disk"), os.O_RDWR)
     done = place.run("umount", disk.mountpoints[0], check=False)
@@ -231,6 +251,19 @@ def test_fstab_line(place):
                          f"! touch -c {mountpoint}/disk", f"umount {mountpoint}")
     assert done.stdout == "disk\n"
     assert "Read-only file system" in done.stderr
+    deadline = time.monotonic() + 20
+    while system.children(mountpoint):
+        assert time.monotonic() < deadline, "the daemon did not end"
+        time.sleep(0.02)
+
+
+def test_raw_image_in_fstab(place):
+    """Writable: the format is given, not guessed."""
+    image, mountpoint = place.image("disk.img"), place.directory("mnt")
+    fstab = place.write("fstab", f"{image} {mountpoint} fuse.blockgraphfs format=raw,nofail 0 0\n")
+    run_installed(place, f"mount --fstab {fstab} {mountpoint}",
+                  f"printf written | dd of={mountpoint}/disk.img conv=notrunc,fsync", f"umount {mountpoint}")
+    assert image.read_bytes()[:7] == b"written"
     deadline = time.monotonic() + 20
     while system.children(mountpoint):
         assert time.monotonic() < deadline, "the daemon did not end"
@@ -334,6 +367,57 @@ def test_mount_and_unmount_again_and_again(place):
         daemon.umount() if i % 2 else daemon.stop()
     content = (place.path / "disk.img").read_bytes()
     assert [content[i * 4096] for i in range(10)] == list(range(1, 11))
+
+
+@pytest.mark.parametrize("kind", ["directory", "file"])
+def test_mount_right_after_umount(place, kind):
+    """umount(8) returns before the old daemon has flushed and unlocked the image."""
+    place.image("disk.img")
+    if kind == "directory":
+        source, mountpoint = place.write("graph.conf", DISK), place.directory()
+        words, export = [source, mountpoint], mountpoint / "disk"
+    else:
+        mountpoint = export = place.write("target", "")
+        source = place.write("graph.conf", DISK + f"[export e]\nnode = disk\nwritable = on\nmountpoint = {export}\n")
+        words = ["--daemonize", source]
+    daemons = []
+    for i in range(31):
+        place.run(*place.wrapper, place.binary, *words)
+        known = {daemon.pid for daemon in daemons}
+        daemons += [system.AdoptedProcess(p.pid) for p in system.children(place.path) if p.pid not in known]
+        with open(export, "r+b", buffering=0) as file:
+            file.write(bytes([i]) * MiB)
+        place.run("umount", mountpoint)
+    assert len(daemons) == 31
+    assert [daemon.wait(timeout=20) for daemon in daemons] == 31 * [0]
+
+
+def test_lock_that_stays_is_refused(place):
+    image, source, mountpoint = place.image("disk.img"), place.write("graph.conf", DISK), place.directory()
+    if not shutil.which("qemu-io"):
+        pytest.skip("needs qemu-io")
+    with subprocess.Popen(["qemu-io", "-f", "raw", image], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        try:
+            holder.stdin.write(b"length\n")
+            holder.stdin.flush()
+            assert b"16 MiB" in holder.stdout.readline()  # it is open
+            started = time.monotonic()
+            message = place.refuse(source, mountpoint)
+            assert "another process holds" in message and "disk.img" in message, message
+            assert 0.9 < time.monotonic() - started < 5 * harness.TIME_SCALE
+            waiting = subprocess.Popen([place.binary, "-f", source, mountpoint])
+            time.sleep(0.3)
+        finally:
+            holder.stdin.close()
+            holder.wait(timeout=10)
+    try:
+        deadline = time.monotonic() + 10
+        while not system.is_mounted(mountpoint):
+            assert waiting.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        waiting.send_signal(signal.SIGTERM)
+        assert waiting.wait(timeout=20) == 0
 
 
 def test_busy_mountpoint_is_refused(place, disk):

@@ -456,13 +456,14 @@ int main(void)
     g_print("# BG_SEED=%" G_GUINT64_FORMAT ", %g s on each loop\n", seed, seconds);
     bg_main_thread_register();
     test_drivers_register();
-    bool ran = false;
-    if (!only || !strcmp(only, "io_uring")) {
-        ran |= stress_loop(AIO_BACKEND_URING, "io_uring", seconds, seed);
+    unsigned ran = 0;
+    if ((!only || !strcmp(only, "io_uring")) && stress_loop(AIO_BACKEND_URING, "io_uring", seconds, seed)) {
+        g_print("ok %u /stress/drain/io_uring\n", ++ran);
     }
-    if (!only || !strcmp(only, "epoll")) {
-        ran |= stress_loop(AIO_BACKEND_EPOLL, "epoll", seconds, seed);
+    if ((!only || !strcmp(only, "epoll")) && stress_loop(AIO_BACKEND_EPOLL, "epoll", seconds, seed)) {
+        g_print("ok %u /stress/drain/epoll\n", ++ran);
     }
+    g_print("1..%u\n", ran);
     coroutine_pool_drain();
     thread_pool_shutdown();
     if (!ran) {

@@ -55,6 +55,7 @@ typedef struct TestMem {
     _Atomic int64_t size; /* as a file's: grows with writes beyond it */
     bool no_zeroes, no_copy;
     bool erase_discarded; /* a discard overwrites with TEST_DISCARD_BYTE */
+    bool torn_writes;     /* a write that fails has written its first half */
     AioContext *home;     /* test-home: where calls must come */
     _Atomic unsigned attaches, detaches;
     _Atomic int fail[BLOCK_OP__MAX]; /* errno that the next calls return; 0: none */

@@ -249,9 +249,10 @@ static int coroutine_fn mem_pwritev(BlockNode *node, int64_t offset, int64_t byt
     TestMem *mem = test_mem(node);
     int niov = mem_check_vector(mem, bytes, qiov, qiov_offset);
     int ret = mem_begin(mem, (TestCall){BLOCK_OP_WRITE, offset, bytes, flags, niov});
-    if (ret == 0) {
-        io_vector_to_buf(qiov, qiov_offset, mem->data + offset, bytes);
-        mem_grow(mem, offset + bytes);
+    int64_t done = ret == 0 ? bytes : mem->torn_writes ? bytes / 2 : 0;
+    if (done > 0) {
+        io_vector_to_buf(qiov, qiov_offset, mem->data + offset, done);
+        mem_grow(mem, offset + done);
     }
     return test_io_end(&mem->d, BLOCK_OP_WRITE, ret);
 }
@@ -376,7 +377,8 @@ static bool mem_read_features(TestMem *mem, BlockOptions *opts, GError **errp)
         !block_options_get_bool(opts, "zeroes", &zeroes, errp) ||
         !block_options_get_bool(opts, "copy", &copy, errp) ||
         !block_options_get_bool(opts, "growable", &node->growable, errp) ||
-        !block_options_get_bool(opts, "erase-discarded", &mem->erase_discarded, errp)) {
+        !block_options_get_bool(opts, "erase-discarded", &mem->erase_discarded, errp) ||
+        !block_options_get_bool(opts, "torn-writes", &mem->torn_writes, errp)) {
         return false;
     }
     mem->no_zeroes = !zeroes;

@@ -413,6 +413,7 @@ static void file_parallel(AioContext *ctx)
 
 typedef struct Nop {
     AioCqe cqe;
+    int number;
     int *done;
 } Nop;
 
@@ -421,6 +422,7 @@ static void nop_done(AioCqe *cqe)
     Nop *nop = (Nop *)cqe;
 
     g_assert_cmpint(cqe->res, ==, 0);
+    g_assert_cmpint(nop->number, ==, *nop->done);
     ++*nop->done;
 }
 
@@ -444,11 +446,37 @@ static void uring_overflow(AioContext *ctx)
         return;
     }
     for (int i = 0; i < N; i++) {
-        nops[i] = (Nop){.cqe.cb = nop_done, .cqe.res = -1, .done = &done};
+        nops[i] = (Nop){.cqe.cb = nop_done, .cqe.res = -1, .number = i, .done = &done};
         queue_nop(ctx, &nops[i]);
     }
     g_assert_cmpint(done, ==, 0); /* callbacks run in the loop only */
     RUN_UNTIL(ctx, done == N);
+}
+
+/* This program is linked with --wrap=io_uring_submit: the kernel can be made to refuse. */
+int __real_io_uring_submit(struct io_uring *ring);
+int __wrap_io_uring_submit(struct io_uring *ring);
+
+static bool refuse_submit;
+static int refused;
+
+/* As Linux before 5.19 does while completions wait for room. */
+int __wrap_io_uring_submit(struct io_uring *ring)
+{
+    if (refuse_submit && (io_uring_cq_ready(ring) > 0 || refused == 0)) {
+        refused++;
+        return -EBUSY;
+    }
+    return __real_io_uring_submit(ring);
+}
+
+static void uring_busy(AioContext *ctx)
+{
+    refused = 0;
+    refuse_submit = true;
+    uring_overflow(ctx);
+    refuse_submit = false;
+    g_assert_true(refused > 0 || aio_context_backend(ctx) == AIO_BACKEND_EPOLL);
 }
 
 int main(int argc, char **argv)
@@ -467,5 +495,6 @@ int main(int argc, char **argv)
     aio_test_add("file/nonblocking", file_nonblocking);
     aio_test_add("file/parallel", file_parallel);
     aio_test_add("uring/overflow", uring_overflow);
+    aio_test_add("uring/busy", uring_busy);
     return g_test_run();
 }

@@ -379,11 +379,12 @@ static void test_iothread_top(TestEnv *env)
 /* ---- drain/parked-order */
 
 #define PARKED 24
+#define LATE   24 /* that come as the parked ones are let go */
 
 static struct {
     BgMutex lock;
     unsigned n;
-    unsigned numbers[3 * PARKED];
+    unsigned numbers[PARKED + LATE];
 } arrivals = {.lock = BG_MUTEX_INIT};
 
 static int coroutine_fn order_open(BlockNode *node, BlockOptions *opts, GError **errp)
@@ -413,7 +414,7 @@ static const BlockDriver order_driver = {
 static void coroutine_fn check_parked_order(TestEnv *env, BlockBackend *blk, AioContext **contexts,
                                             unsigned n)
 {
-    TestRequest *reqs[PARKED + 4];
+    TestRequest *reqs[PARKED + LATE];
     arrivals.n = 0;
     BlockDrain *outer = block_drain_co_begin(block_backend_node(blk));
     for (unsigned i = 0; i < PARKED; i++) {
@@ -426,14 +427,14 @@ static void coroutine_fn check_parked_order(TestEnv *env, BlockBackend *blk, Aio
     g_assert_cmpuint(arrivals.n, ==, 0);
     block_drain_end(outer);
     /* Newcomers do not overtake those that waited. */
-    for (unsigned i = PARKED; i < PARKED + 4; i++) {
+    for (unsigned i = PARKED; i < PARKED + LATE; i++) {
         reqs[i] = test_request_start(contexts[i % n], blk, BLOCK_OP_READ, i, 1, 0);
     }
-    for (unsigned i = 0; i < PARKED + 4; i++) {
+    for (unsigned i = 0; i < PARKED + LATE; i++) {
         g_assert_cmpint(test_request_finish(reqs[i]), ==, 0);
     }
     g_assert_cmpuint(block_backend_parked(blk), ==, 0);
-    g_assert_cmpuint(arrivals.n, ==, PARKED + 4);
+    g_assert_cmpuint(arrivals.n, ==, PARKED + LATE);
     unsigned next[2] = {0, 1};
     for (unsigned i = 0; i < arrivals.n; i++) {
         unsigned which = arrivals.numbers[i] % n;
@@ -449,11 +450,9 @@ static void coroutine_fn test_parked_order(TestEnv *env)
     AioContext *main_only[] = {env->ctx}, *one[] = {test_iothread(env, 0)};
     AioContext *both[] = {env->ctx, test_iothread(env, 0)},
                *two[] = {test_iothread(env, 0), test_iothread(env, 1)};
-    for (unsigned i = 0; i < 5; i++) {
-        check_parked_order(env, blk, main_only, 1);
-        check_parked_order(env, blk, one, 1);
-        check_parked_order(env, blk, both, 2);
-        check_parked_order(env, blk, two, 2);
+    for (unsigned i = 0; i < 20; i++) {
+        check_parked_order(env, blk, i % 2 ? main_only : one, 1);
+        check_parked_order(env, blk, i % 4 ? both : two, 2);
     }
     block_backend_co_free(blk);
 }

@@ -109,6 +109,88 @@ static void coroutine_fn test_error_log_bound(TestEnv *env)
     g_assert_null(block_graph_last_error(env->graph, "n49"));
 }
 
+/* ---- io/errors/leftovers: growing writes that fail half-way */
+
+static BlockBackend *coroutine_fn torn_open(TestEnv *env, const char *options)
+{
+    g_autofree char *all = g_strdup_printf("'growable':true,'torn-writes':true,'capacity':%d%s%s", 2 * SIZE,
+                                           *options ? "," : "", options);
+    return leaf_open(env, "l", all);
+}
+
+/* The node is 0x5a up to SIZE, and zeroes from there to `end`. */
+static void coroutine_fn check_tail(BlockBackend *blk, int64_t end)
+{
+    g_autofree uint8_t *got = g_malloc(end), *want = g_malloc0(end);
+    memset(want, 0x5a, SIZE);
+    g_assert_cmpint(block_backend_length(blk), ==, end);
+    g_assert_cmpint(block_backend_co_pread(blk, 0, end, got), ==, 0);
+    test_assert_mem("tail", got, want, end);
+}
+
+static void coroutine_fn check_leftovers(TestEnv *env, const char *options, int64_t offset, int64_t bytes)
+{
+    g_autofree uint8_t *buf = g_malloc(bytes);
+    memset(buf, 0xee, bytes);
+    for (unsigned by_writing = 0; by_writing < 2; by_writing++) {
+        BlockBackend *blk = torn_open(env, options);
+        BlockNode *leaf = block_backend_node(blk);
+        test_mem_fail(leaf, BLOCK_OP_WRITE, ENOSPC);
+        g_assert_cmpint(block_backend_co_pwrite(blk, offset, bytes, buf, 0), ==, -ENOSPC);
+        test_mem_fail(leaf, BLOCK_OP_WRITE, 0);
+        g_assert_cmpint(block_backend_length(blk), ==, SIZE);
+        g_assert_cmpint(atomic_load(&test_mem(leaf)->size), ==, SIZE);
+        if (by_writing) {
+            g_assert_cmpint(block_backend_co_pwrite(blk, offset + 40000, 1, "", 0), ==, 0);
+        } else {
+            g_assert_cmpint(block_backend_co_truncate(blk, offset + 40001, NULL), ==, 0);
+        }
+        check_tail(blk, offset + 40001);
+        block_backend_co_free(blk);
+        test_delete(env, leaf);
+    }
+}
+
+/* Later growth shows zeroes, not what the failed write left. */
+static void coroutine_fn test_leftovers(TestEnv *env)
+{
+    check_leftovers(env, "", SIZE, 8192);
+    check_leftovers(env, "", SIZE + 4096, 10);
+    check_leftovers(env, "'align':512", SIZE, 8192);
+    check_leftovers(env, "'align':512", SIZE + 1000, 100);
+    check_leftovers(env, "'align':4096,'max-transfer':4096", SIZE + 8192, 12288);
+}
+
+/* The cut waits for an append in flight, and takes nothing of it. */
+static void coroutine_fn test_leftovers_append(TestEnv *env)
+{
+    BlockBackend *blk = torn_open(env, "");
+    BlockNode *leaf = block_backend_node(blk);
+    test_mem_hold(leaf, BLOCK_OP_WRITE, SIZE);
+    test_mem_hold(leaf, BLOCK_OP_WRITE, SIZE + 4096);
+    TestRequest *append = test_request_start(test_iothread(env, 0), blk, BLOCK_OP_WRITE, SIZE, 4096, 0x5a);
+    TestRequest *torn = test_request_start(env->ctx, blk, BLOCK_OP_WRITE, SIZE + 4096, 4096, 0xee);
+    test_wait(test_mem_waiting(leaf) == 2);
+    test_mem_fail(leaf, BLOCK_OP_WRITE, ENOSPC);
+    test_mem_release(leaf, BLOCK_OP_WRITE, SIZE + 4096);
+    test_wait(test_mem_waiting(leaf) == 1);
+    test_settle();
+    g_assert_cmpuint(test_calls(leaf, BLOCK_OP_TRUNCATE), ==, 0);
+    test_mem_fail(leaf, BLOCK_OP_WRITE, 0);
+    test_mem_release(leaf, BLOCK_OP_WRITE, SIZE);
+    g_assert_cmpint(test_request_finish(torn), ==, -ENOSPC);
+    g_assert_cmpint(test_request_finish(append), ==, 0);
+    g_assert_cmpuint(test_calls(leaf, BLOCK_OP_TRUNCATE), ==, 1);
+    g_assert_cmpint(block_backend_length(blk), ==, SIZE + 4096);
+    g_assert_cmpint(atomic_load(&test_mem(leaf)->size), ==, SIZE + 4096);
+    for (unsigned i = 0; i < 4096; i++) {
+        g_assert_cmpuint(test_mem(leaf)->data[SIZE + i], ==, 0x5a);
+        g_assert_cmpuint(test_mem(leaf)->data[SIZE + 4096 + i], ==, 0);
+    }
+    block_backend_co_free(blk);
+    test_delete(env, leaf);
+}
+
 /* ---- io/stats */
 
 static void coroutine_fn test_stats(TestEnv *env)
@@ -152,6 +234,8 @@ static void register_tests(void)
     test_add_co("io/errors/ranges", test_error_ranges);
     test_add_co("io/errors/log", test_error_log);
     test_add_co("io/errors/log-bound", test_error_log_bound);
+    test_add_co("io/errors/leftovers", test_leftovers);
+    test_add_co("io/errors/leftovers-append", test_leftovers_append);
     test_add_co("io/stats", test_stats);
 }
 

@@ -300,6 +300,37 @@ static void coroutine_fn test_error(TestEnv *env)
     stack_close(env, &s);
 }
 
+/* ---- flush/shared-leaf */
+
+/* A leaf with two users: an fsync through the clean one is about what the other wrote as well. */
+static void coroutine_fn test_shared_leaf(TestEnv *env)
+{
+    uint8_t buf[512] = {2};
+    Stack s = stack_open(env, "");
+    BlockNode *filter = test_open(env, "{'driver':'test-filter','node-name':'other','file':'leaf'}");
+    BlockBackend *other = test_backend(env, "other", filter);
+    write_some(&s, 0);
+    g_assert_cmpint(block_backend_co_flush(s.blk), ==, 0);
+    check_record(&s, "write 0+512, flush");
+    g_assert_cmpint(block_backend_co_pwrite(other, 512, sizeof buf, buf, 0), ==, 0);
+    g_assert_cmpint(block_backend_co_flush(s.blk), ==, 0);
+    check_record(&s, "write 512+512, flush");
+    g_assert_cmpint(block_backend_co_flush(other), ==, 0);
+    check_record(&s, ""); /* the leaf knows that it is clean */
+
+    /* Nor is a failure forgotten that the other one was told of. */
+    g_assert_cmpint(block_backend_co_pwrite(other, 512, sizeof buf, buf, 0), ==, 0);
+    test_mem_fail(s.leaf, BLOCK_OP_FLUSH, EIO);
+    g_assert_cmpint(block_backend_co_flush(other), ==, -EIO);
+    g_assert_cmpint(block_backend_co_flush(s.blk), ==, -EIO);
+    test_mem_fail(s.leaf, BLOCK_OP_FLUSH, 0);
+    g_assert_cmpint(block_backend_co_flush(s.blk), ==, 0);
+    check_record(&s, "write 512+512, flush, flush, flush");
+    block_backend_co_free(other);
+    test_delete(env, filter);
+    stack_close(env, &s);
+}
+
 /* ---- flush/durable: a leaf with a volatile cache; what was written before a flush is durable after it */
 
 #define HAMMERS 8
@@ -410,6 +441,7 @@ static void register_tests(void)
     test_add_co("flush/write-during", test_write_during);
     test_add_co("flush/readers-do-not-stall", test_readers);
     test_add_co("flush/error", test_error);
+    test_add_co("flush/shared-leaf", test_shared_leaf);
     test_add_co("flush/durable", test_durable);
 }
 

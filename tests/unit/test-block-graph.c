@@ -6,7 +6,9 @@
 #include <errno.h>
 #include <string.h>
 
+#include "block/block-internal.h"
 #include "tests/unit/block-test-util.h"
+#include "util/error.h"
 
 #define PERM_READ  BLOCK_PERM_CONSISTENT_READ
 #define PERM_WRITE (BLOCK_PERM_CONSISTENT_READ | BLOCK_PERM_WRITE)
@@ -96,6 +98,7 @@ static void coroutine_fn test_set_perm(TestEnv *env)
     int ret = block_backend_co_pwrite(b, 0, sizeof buf, buf, 0);
     g_assert_true(ret == -EACCES || ret == -EROFS);
     g_assert_cmpint(block_backend_set_perm(a, PERM_READ, BLOCK_PERM_ALL, &err), ==, 0);
+    g_assert_cmpint(leaf->perm, ==, PERM_READ); /* nothing is left of what was refused */
     g_assert_cmpint(block_backend_set_perm(b, PERM_WRITE, BLOCK_PERM_ALL, &err), ==, 0);
     g_assert_no_error(err);
     g_assert_cmpint(block_backend_co_pwrite(b, 0, sizeof buf, buf, 0), ==, 0);
@@ -255,6 +258,65 @@ static void coroutine_fn test_names(TestEnv *env)
     test_delete(env, open_leaf(env, "alpha"));
 }
 
+/* ---- graph/names/opening: a driver that takes its time to open */
+
+static struct {
+    unsigned opening;
+    bool go, fail;
+} gate;
+
+static int coroutine_fn gate_open(BlockNode *node, BlockOptions *opts, GError **errp)
+{
+    gate.opening++;
+    test_wait(gate.go);
+    gate.opening--;
+    return gate.fail ? bg_error_set(errp, EIO, "node '%s': the gate fell shut", node->name) : 0;
+}
+
+static const BlockDriver gate_driver = {
+    .name = "test-gate",
+    .instance_size = 1,
+    .co_open = gate_open,
+};
+
+static int coroutine_fn open_through_gate(void *opaque)
+{
+    TestEnv *env = opaque;
+    g_autoptr(GError) err = NULL;
+    g_autoptr(JsonObject) options = json_object_new();
+    json_object_set_string_member(options, "driver", "test-gate");
+    json_object_set_string_member(options, "node-name", "same");
+    return block_node_co_open(env->graph, options, &err) ? 0 : -err->code;
+}
+
+static void coroutine_fn test_names_opening(TestEnv *env)
+{
+    /* First a node that fails to open: its name is free again. Then one that does open. */
+    for (unsigned fail = 2; fail-- > 0;) {
+        gate.go = false;
+        gate.fail = fail;
+        TestTask *first = test_spawn(env->ctx, open_through_gate, env);
+        TestTask *second = test_spawn(env->ctx, open_through_gate, env);
+        test_settle();
+        g_assert_cmpuint(gate.opening, ==, 1);
+        GError *err = test_open_error(env, EEXIST, "{'driver':'test-mem','node-name':'same'}");
+        test_check_error(&err, EEXIST, "'same'", NULL);
+        g_assert_null(block_graph_find(env->graph, "same", &err));
+        test_check_error(&err, ENOENT, "'same'", NULL);
+        gate.go = true;
+        g_assert_cmpint(test_join(second), ==, -EEXIST);
+        g_assert_cmpint(test_join(first), ==, fail ? -EIO : 0);
+        g_assert_cmpuint(block_graph_nodes(env->graph)->len, ==, fail ? 0 : 1);
+        g_assert_cmpuint(g_hash_table_size(env->graph->by_name), ==, fail ? 0 : 1);
+    }
+    test_delete(env, block_graph_find(env->graph, "same", NULL));
+    /* Nor may a node's child take its name. */
+    GError *err = test_open_error(
+        env, EEXIST, "{'driver':'test-filter','node-name':'n','file':{'driver':'test-mem','node-name':'n'}}");
+    g_clear_error(&err);
+    g_assert_cmpuint(block_graph_nodes(env->graph)->len, ==, 0);
+}
+
 static void coroutine_fn test_open_errors(TestEnv *env)
 {
     GError *err = test_open_error(env, 0, "{'driver':'test-mme','node-name':'n'}");
@@ -383,6 +445,7 @@ static void coroutine_fn test_depth(TestEnv *env)
 
 static void register_tests(void)
 {
+    block_driver_register_for_test(&gate_driver);
     test_add_co("graph/permissions/two-writers", test_two_writers);
     test_add_co("graph/permissions/below", test_writers_below);
     test_add_co("graph/permissions/set", test_set_perm);
@@ -391,7 +454,8 @@ static void register_tests(void)
     test_add_co("graph/permissions/release", test_perm_release);
     test_add_co("graph/cycle", test_cycle);
     test_add_co("graph/replace-permissions", test_replace_perm);
-    test_add_co("graph/names", test_names);
+    test_add_co("graph/names/rules", test_names);
+    test_add_co("graph/names/opening", test_names_opening);
     test_add_co("graph/open-errors", test_open_errors);
     test_add_co("graph/in-place", test_in_place);
     test_add_co("graph/delete", test_delete_busy);

@@ -426,26 +426,66 @@ static void coroutine_fn test_truncate_serialised(TestEnv *env)
     leaf_close(env, blk);
 }
 
-/* The other way round: what comes after the truncate finds the new end. */
+/* The other way round: what comes after the truncate finds the new end, though the old one stood at its
+ * start. */
 static void coroutine_fn test_truncate_first(TestEnv *env)
 {
     BlockBackend *blk = leaf_open(env, "l", "'align':512,'erase-discarded':true");
     BlockNode *leaf = block_backend_node(blk);
-    test_mem_hold(leaf, BLOCK_OP_TRUNCATE, -1);
+    test_mem_hold(leaf, BLOCK_OP_WRITE, 150000);
+    TestRequest *earlier = test_request_start(env->ctx, blk, BLOCK_OP_WRITE, 150000, 10, 1);
+    g_assert_cmpuint(test_mem_waiting(leaf), ==, 1);
     TestRequest *t = test_request_start(env->ctx, blk, BLOCK_OP_TRUNCATE, 100000, 0, 0);
-    test_wait(test_mem_waiting(leaf) == 1);
-    TestRequest *w = test_request_start(test_iothread(env, 0), blk, BLOCK_OP_WRITE, 200000, 10, 1);
-    TestRequest *z = test_request_start(test_iothread(env, 0), blk, BLOCK_OP_WRITE_ZEROES, 204800, 512, 1);
-    TestRequest *d = test_request_start(test_iothread(env, 1), blk, BLOCK_OP_DISCARD, 99000, 100000, 0);
+    TestRequest *w = test_request_start(env->ctx, blk, BLOCK_OP_WRITE, 200000, 10, 1);
+    TestRequest *z = test_request_start(env->ctx, blk, BLOCK_OP_WRITE_ZEROES, 204800, 512, 1);
+    TestRequest *d = test_request_start(env->ctx, blk, BLOCK_OP_DISCARD, 99000, 100000, 0);
     TestRequest *below = test_request_start(env->ctx, blk, BLOCK_OP_WRITE, 50, 10, 0x5a);
     g_assert_cmpint(test_request_finish(below), ==, 0);
-    test_settle();
-    test_mem_release(leaf, BLOCK_OP_TRUNCATE, -1);
+    g_assert_cmpuint(test_calls(leaf, BLOCK_OP_TRUNCATE), ==, 0);
+    g_assert_cmpint(block_backend_length(blk), ==, SIZE);
+    test_mem_release(leaf, BLOCK_OP_WRITE, 150000);
+    g_assert_cmpint(test_request_finish(earlier), ==, 0);
     g_assert_cmpint(test_request_finish(t), ==, 0);
     g_assert_cmpint(test_request_finish(w), ==, -ENOSPC);
     g_assert_cmpint(test_request_finish(z), ==, -ENOSPC);
     g_assert_cmpint(test_request_finish(d), ==, 0);
     g_assert_cmpint(block_backend_length(blk), ==, 100000);
+    leaf_close(env, blk);
+}
+
+/*
+ * A read-modify-write that was queued inside of the node, and is at its end once a truncate before it is
+ * through: it writes the last block whole and cuts it back, so an append must not come in between.
+ */
+static void coroutine_fn test_append_after_cut(TestEnv *env)
+{
+    BlockBackend *blk = leaf_open(env, "l", "'align':4096,'growable':true");
+    BlockNode *leaf = block_backend_node(blk);
+    g_autofree uint8_t *got = g_malloc(12288), *want = g_malloc0(12288);
+    test_mem_hold(leaf, BLOCK_OP_WRITE, 0);
+    TestRequest *earlier = test_request_start(env->ctx, blk, BLOCK_OP_WRITE, 0, 4096, 1);
+    g_assert_cmpuint(test_mem_waiting(leaf), ==, 1);
+    TestRequest *cut = test_request_start(env->ctx, blk, BLOCK_OP_TRUNCATE, 5000, 0, 0);
+    TestRequest *rmw = test_request_start(env->ctx, blk, BLOCK_OP_WRITE, 4200, 100, 2);
+    test_mem_hold(leaf, BLOCK_OP_WRITE, 4096);
+    test_mem_release(leaf, BLOCK_OP_WRITE, 0);
+    g_assert_cmpint(test_request_finish(earlier), ==, 0);
+    g_assert_cmpint(test_request_finish(cut), ==, 0);
+    test_wait(test_mem_waiting(leaf) == 1);
+    TestRequest *append = test_request_start(env->ctx, blk, BLOCK_OP_WRITE, 8192, 4096, 3);
+    test_settle();
+    test_mem_release(leaf, BLOCK_OP_WRITE, 4096);
+    g_assert_cmpint(test_request_finish(rmw), ==, 0);
+    g_assert_cmpint(test_request_finish(append), ==, 0);
+
+    g_assert_cmpint(block_backend_length(blk), ==, 12288);
+    g_assert_cmpint(atomic_load(&test_mem(leaf)->size), ==, 12288);
+    memset(want, 1, 4096);
+    memset(want + 4096, 0x5a, 5000 - 4096);
+    memset(want + 4200, 2, 100);
+    memset(want + 8192, 3, 4096);
+    g_assert_cmpint(block_backend_co_pread(blk, 0, 12288, got), ==, 0);
+    test_assert_mem("cut and appended", got, want, 12288);
     leaf_close(env, blk);
 }
 
@@ -466,6 +506,7 @@ static void register_tests(void)
     test_add_co("io/truncate/refused", test_truncate_refused);
     test_add_co("io/truncate/serialised", test_truncate_serialised);
     test_add_co("io/truncate/first", test_truncate_first);
+    test_add_co("io/truncate/append-after-cut", test_append_after_cut);
 }
 
 int main(int argc, char **argv)

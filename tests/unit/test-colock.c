@@ -1,6 +1,6 @@
 /*
  * CoMutex, CoQueue and CoRwlock among the coroutines of one thread: who gets in, and in what order.
- * (Several threads: test-aio-multi.c.)
+ * CoRwlock among several threads. (The others among several threads: test-aio-multi.c.)
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -284,6 +284,114 @@ static void co_rwlock_not_held(AioContext *ctx)
     co_rwlock_destroy(&lock);
 }
 
+/* ---- CoRwlock, several threads */
+
+#define N_THREADS      4
+#define N_VISITORS     16
+#define VISITOR_ROUNDS 500
+
+/* Both numbers change under the lock only, and are equal when nobody has it for writing. */
+typedef struct SharedPair {
+    AioContext *main;
+    CoRwlock lock;
+    unsigned a, b;
+    _Atomic unsigned writes, finished;
+} SharedPair;
+
+typedef struct Visitor {
+    SharedPair *pair;
+    uint32_t seed;
+} Visitor;
+
+static void pair_check(SharedPair *pair, bool linger)
+{
+    unsigned a = pair->a;
+
+    g_assert_cmpuint(a, ==, pair->b);
+    if (linger) {
+        aio_co_sleep_ns(1000);
+    }
+    g_assert_cmpuint(pair->a, ==, a);
+    g_assert_cmpuint(pair->b, ==, a);
+}
+
+static void pair_change(SharedPair *pair, bool linger)
+{
+    unsigned a = pair->a;
+
+    g_assert_cmpuint(a, ==, pair->b);
+    pair->a = a + 1;
+    if (linger) {
+        aio_co_sleep_ns(1000);
+    }
+    pair->b = a + 1;
+    atomic_fetch_add(&pair->writes, 1);
+}
+
+static void pair_visit(SharedPair *pair, unsigned kind, bool linger)
+{
+    switch (kind) {
+    case 0: /* write */
+        co_rwlock_wrlock(&pair->lock);
+        pair_change(pair, linger);
+        break;
+    case 1: /* read, then write */
+        co_rwlock_rdlock(&pair->lock);
+        pair_check(pair, linger);
+        co_rwlock_upgrade(&pair->lock);
+        pair_change(pair, linger);
+        break;
+    case 2: /* write, then read */
+        co_rwlock_wrlock(&pair->lock);
+        pair_change(pair, linger);
+        co_rwlock_downgrade(&pair->lock);
+        pair_check(pair, linger);
+        break;
+    default:
+        co_rwlock_rdlock(&pair->lock);
+        pair_check(pair, linger);
+    }
+    co_rwlock_unlock(&pair->lock);
+}
+
+static void visitor_run(void *opaque)
+{
+    Visitor *v = opaque;
+    AioContext *home = aio_context_current();
+
+    for (unsigned i = aio_test_scaled(VISITOR_ROUNDS); i > 0; i--) {
+        v->seed = v->seed * 1103515245 + 12345;
+        pair_visit(v->pair, (v->seed >> 16) % 6, (v->seed >> 20) % 4 == 0);
+        g_assert_true(aio_context_current() == home);
+    }
+    atomic_fetch_add(&v->pair->finished, 1);
+    aio_context_notify(v->pair->main);
+}
+
+static void co_rwlock_threads(AioContext *ctx)
+{
+    SharedPair pair = {.main = ctx};
+    Visitor visitors[N_VISITORS];
+    IoThread *threads[N_THREADS];
+
+    co_rwlock_init(&pair.lock);
+    for (unsigned i = 0; i < N_THREADS; i++) {
+        threads[i] = aio_test_iothread("rw");
+    }
+    for (unsigned i = 0; i < N_VISITORS; i++) {
+        visitors[i] = (Visitor){&pair, i + 1};
+        aio_co_enter(iothread_context(threads[i % N_THREADS]), coroutine_create(visitor_run, &visitors[i]));
+    }
+    RUN_UNTIL(ctx, atomic_load(&pair.finished) == N_VISITORS);
+    for (unsigned i = 0; i < N_THREADS; i++) {
+        iothread_free(threads[i]);
+    }
+    g_assert_cmpuint(pair.a, >, 0);
+    g_assert_cmpuint(pair.a, ==, pair.writes);
+    g_assert_cmpuint(pair.b, ==, pair.writes);
+    co_rwlock_destroy(&pair.lock);
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -296,5 +404,6 @@ int main(int argc, char **argv)
     aio_test_add("locking/co-rwlock/upgrade", co_rwlock_upgrade_test);
     aio_test_add("locking/co-rwlock/downgrade", co_rwlock_downgrade_test);
     aio_test_add("locking/co-rwlock/not-held", co_rwlock_not_held);
+    aio_test_add("locking/co-rwlock/threads", co_rwlock_threads);
     return g_test_run();
 }

@@ -6,6 +6,8 @@
 #include "aio-fixture.h"
 
 #include <fenv.h>
+#include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -220,7 +222,7 @@ static void overflow_entry(void *opaque)
     recurse(NULL, COROUTINE_STACK_SIZE / 4096 * 8);
 }
 
-static void stack_guard(void)
+static void stack_overflow(void)
 {
     if (g_test_subprocess()) {
         coroutine_enter(coroutine_create(overflow_entry, NULL));
@@ -228,6 +230,42 @@ static void stack_guard(void)
     }
     g_test_trap_subprocess(NULL, 0, 0);
     g_test_trap_assert_failed();
+}
+
+/* The mapping that holds `address`, in this process; false where there is none. */
+static bool find_mapping(uintptr_t address, uintptr_t *start, uintptr_t *end, char access[5])
+{
+    g_autofree char *maps = NULL;
+
+    g_assert_true(g_file_get_contents("/proc/self/maps", &maps, NULL, NULL));
+    g_auto(GStrv) lines = g_strsplit(maps, "\n", -1);
+
+    for (char **line = lines; *line; line++) {
+        if (sscanf(*line, "%" SCNxPTR "-%" SCNxPTR " %4s", start, end, access) == 3 && *start <= address &&
+            address < *end) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* No access is possible to the page below a stack. */
+static void guard_entry(void *opaque)
+{
+    uintptr_t start, end, guard_start, guard_end;
+    char access[5];
+    int local;
+
+    g_assert_true(find_mapping((uintptr_t)&local, &start, &end, access));
+    g_assert_cmpstr(access, ==, "rw-p");
+    g_assert_true(find_mapping(start - 1, &guard_start, &guard_end, access));
+    g_assert_cmpuint(guard_end, ==, start);
+    g_assert_cmpstr(access, ==, "---p");
+}
+
+static void stack_guard(void)
+{
+    coroutine_enter(coroutine_create(guard_entry, NULL));
 }
 
 #ifdef BG_DEBUG_CHECKS
@@ -276,7 +314,8 @@ int main(int argc, char **argv)
     g_test_add_func("/coroutine/registers", registers);
     g_test_add_func("/coroutine/misuse/yield-outside", yield_outside);
     g_test_add_func("/coroutine/misuse/enter-running", enter_running);
-    g_test_add_func("/coroutine/stack-guard", stack_guard);
+    g_test_add_func("/coroutine/stack/overflow", stack_overflow);
+    g_test_add_func("/coroutine/stack/guard", stack_guard);
 #ifdef BG_DEBUG_CHECKS
     aio_test_add("coroutine/misuse/double-schedule", double_schedule);
     aio_test_add("coroutine/misuse/enter-scheduled", enter_scheduled);

@@ -270,8 +270,11 @@ static void qcow2_child_perm(BlockNode *node, BlockChild *child, BlockPerm perm,
     }
 }
 
+static const char *const qcow2_children[] = {"file", "backing", NULL};
+
 const BlockDriver block_driver_qcow2 = {
     .name = "qcow2",
+    .child_options = qcow2_children,
     .instance_size = sizeof(Qcow2State),
     .co_open = qcow2_co_open,
     .co_close = qcow2_co_close,

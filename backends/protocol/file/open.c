@@ -199,6 +199,12 @@ static int close_in_thread(void *opaque)
 
 /* ---- Callbacks */
 
+/* Of QEMU's drivers of the same names. There is no migration here that would drop a cache. */
+static const BlockForeignOption foreign_options[] = {
+    {"aio-max-batch", "0"},           {"drop-cache", "on"}, {"force-share", "off"}, {"pr-manager", NULL},
+    {"x-check-cache-dropped", "off"}, {NULL, NULL},
+};
+
 /* Read the options into the state. False with *errp. */
 static bool read_options(BlockNode *node, BlockOptions *opts, LockingMode *locking, GError **errp)
 {
@@ -206,7 +212,8 @@ static bool read_options(BlockNode *node, BlockOptions *opts, LockingMode *locki
     int aio = AIO_IO_URING, lock = LOCKING_AUTO;
     bool aio_given = block_options_has(opts, "aio");
     if (!block_options_get_enum(opts, "aio", aio_words, &aio, errp) ||
-        !block_options_get_enum(opts, "locking", locking_words, &lock, errp)) {
+        !block_options_get_enum(opts, "locking", locking_words, &lock, errp) ||
+        !block_options_refuse_foreign(opts, foreign_options, errp)) {
         return false;
     }
     *locking = lock;
@@ -266,9 +273,12 @@ static char *file_filename(BlockNode *node)
     return g_strdup(s->filename);
 }
 
+static const char *const file_names[] = {"filename", NULL};
+
 /* clang-format off */
 #define FILE_DRIVER(name_) {                                                                                 \
     .name = name_,                                                                                           \
+    .file_options = file_names,                                                                              \
     .instance_size = sizeof(FileState),                                                                      \
     .co_open = file_co_open,                                                                                 \
     .co_close = file_co_close,                                                                               \

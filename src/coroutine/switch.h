@@ -3,8 +3,8 @@
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
-#ifndef BG_COROUTINE_CONTEXT_H
-#define BG_COROUTINE_CONTEXT_H
+#ifndef BG_COROUTINE_SWITCH_H
+#define BG_COROUTINE_SWITCH_H
 
 #include <stddef.h>
 
@@ -37,4 +37,4 @@ void co_context_init(CoContext *ctx, void *base, size_t size, CoContextEntry *en
 /* Save the caller in *from and go on in *to; returns when something switches back to *from. */
 void co_context_switch(CoContext *from, CoContext *to);
 
-#endif /* BG_COROUTINE_CONTEXT_H */
+#endif /* BG_COROUTINE_SWITCH_H */

@@ -10,7 +10,7 @@
  */
 #include "config.h"
 
-#include "coroutine/context.h"
+#include "coroutine/switch.h"
 
 #include <stdint.h>
 #include <string.h>
@@ -47,9 +47,15 @@ __asm__(".text\n"
         "    stmxcsr (%rsp)\n"
         "    fnstcw 4(%rsp)\n"
         "    movq %rsp, (%rdi)\n"
+        "    movq %rsp, %rdx\n"
         "    movq (%rsi), %rsp\n"
-        "    ldmxcsr (%rsp)\n"
-        "    fldcw 4(%rsp)\n"
+        "    movl (%rsp), %eax\n" /* loading the control words is slow, and they hardly ever differ */
+        "    cmpl %eax, (%rdx)\n"
+        "    jne 2f\n"
+        "    movzwl 4(%rsp), %eax\n"
+        "    cmpw %ax, 4(%rdx)\n"
+        "    jne 2f\n"
+        "1:\n"
         "    addq $8, %rsp\n"
         "    popq %r15\n"
         "    popq %r14\n"
@@ -59,6 +65,10 @@ __asm__(".text\n"
         "    popq %rbp\n"
         "    popq %rcx\n"
         "    jmpq *%rcx\n"
+        "2:\n"
+        "    ldmxcsr (%rsp)\n"
+        "    fldcw 4(%rsp)\n"
+        "    jmp 1b\n"
         ".cfi_endproc\n"
         ".size co_context_switch, . - co_context_switch\n"
         ".p2align 4\n"
