@@ -258,6 +258,16 @@ def test_fstab_line(place):
     wait_until_gone(mountpoint)
 
 
+def test_raw_image_in_fstab(place):
+    """Writable: the format is given, not guessed."""
+    image, mountpoint = place.image("disk.img"), place.directory("mnt")
+    fstab = place.write("fstab", f"{image} {mountpoint} fuse.blockgraphfs format=raw,nofail 0 0\n")
+    run_installed(place, f"mount --fstab {fstab} {mountpoint}",
+                  f"printf written | dd of={mountpoint}/disk.img conv=notrunc,fsync", f"umount {mountpoint}")
+    assert image.read_bytes()[:7] == b"written"
+    wait_until_gone(mountpoint)
+
+
 def mount_helper(place):
     """scripts/mount.blockgraphfs as make install would make it, for a daemon of ours."""
     as_installed(place)
