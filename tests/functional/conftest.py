@@ -114,7 +114,7 @@ class TimeLimit:
 
     def __init__(self, place, node):
         marker = node.get_closest_marker("limit")
-        self.seconds = (marker.args[0] if marker else DEFAULT_LIMIT) * harness.TIME_SCALE
+        self.seconds = (marker.args[0] if marker else DEFAULT_LIMIT) * harness.PATIENCE
         self.place = place
         self.previous = signal.signal(signal.SIGALRM, self.interrupt)
         self.timer = threading.Timer(self.seconds, self.expire)
