@@ -37,6 +37,8 @@ def pytest_configure(config):
     config.addinivalue_line("markers", f"limit(seconds): time limit of the test (default {DEFAULT_LIMIT})")
     config.addinivalue_line("markers", "valgrind: also run with the daemon under valgrind")
     config.addinivalue_line("markers", "timing: measures time; not meant for sanitizers")
+    # As Ctrl-C: the fixtures still take down what they set up.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     system.become_subreaper()
     system.allow_core_dumps()
 
