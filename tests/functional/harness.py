@@ -265,6 +265,10 @@ class Place:
             yield device
         finally:
             self.run("losetup", "--detach", device)
+            # The kernel lets go once nobody (a scanner of block devices, say) has it open.
+            deadline = time.monotonic() + 10 * TIME_SCALE
+            while device in dict(system.loop_devices(self.path)) and time.monotonic() < deadline:
+                time.sleep(0.01)
 
     @contextlib.contextmanager
     def mounted(self, device, at="vm", options="rw"):
