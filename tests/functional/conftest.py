@@ -37,6 +37,8 @@ def pytest_configure(config):
     config.addinivalue_line("markers", f"limit(seconds): time limit of the test (default {DEFAULT_LIMIT})")
     config.addinivalue_line("markers", "valgrind: also run with the daemon under valgrind")
     config.addinivalue_line("markers", "timing: measures time; not meant for sanitizers")
+    # As Ctrl-C: the fixtures still take down what they set up.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     system.become_subreaper()
     system.allow_core_dumps()
 
@@ -114,7 +116,7 @@ class TimeLimit:
 
     def __init__(self, place, node):
         marker = node.get_closest_marker("limit")
-        self.seconds = (marker.args[0] if marker else DEFAULT_LIMIT) * harness.TIME_SCALE
+        self.seconds = (marker.args[0] if marker else DEFAULT_LIMIT) * harness.PATIENCE
         self.place = place
         self.previous = signal.signal(signal.SIGALRM, self.interrupt)
         self.timer = threading.Timer(self.seconds, self.expire)

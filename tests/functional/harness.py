@@ -21,6 +21,7 @@ import system
 
 TIME_SCALE = float(os.environ.get("BG_TIME_SCALE", "1"))  # for sanitizers, valgrind, slow machines
 LONG = os.environ.get("BG_LONG", "") not in ("", "0")
+PATIENCE = TIME_SCALE * (15 if LONG else 1)  # with whole tests and commands; what has a deadline keeps it
 SANITIZER_REPORT = re.compile(
     r"ERROR: AddressSanitizer|ERROR: LeakSanitizer|WARNING: ThreadSanitizer|runtime error:")
 
@@ -222,11 +223,11 @@ class Place:
         process = subprocess.Popen(argv, cwd=self.path, env={**os.environ, **(env or {})}, text=text,
                                    stdout=subprocess.PIPE, stderr=subprocess.PIPE, **kwargs)
         try:
-            out, err = process.communicate(timeout=timeout * TIME_SCALE)
+            out, err = process.communicate(timeout=timeout * PATIENCE)
         except subprocess.TimeoutExpired:
             self.save_stacks(f"command that did not end: {shlex.join(argv)}", process.pid)
             process.kill()
-            raise AssertionError(f"did not end in {timeout * TIME_SCALE} s: {shlex.join(argv)}") from None
+            raise AssertionError(f"did not end in {timeout * PATIENCE} s: {shlex.join(argv)}") from None
         done = subprocess.CompletedProcess(argv, process.returncode, out, err)
         assert not check or done.returncode == 0, \
             f"{shlex.join(argv)}: exit status {done.returncode}\n{done.stdout}{done.stderr}"
@@ -264,6 +265,10 @@ class Place:
             yield device
         finally:
             self.run("losetup", "--detach", device)
+            # The kernel lets go once nobody (a scanner of block devices, say) has it open.
+            deadline = time.monotonic() + 10 * TIME_SCALE
+            while device in dict(system.loop_devices(self.path)) and time.monotonic() < deadline:
+                time.sleep(0.01)
 
     @contextlib.contextmanager
     def mounted(self, device, at="vm", options="rw"):

@@ -193,4 +193,4 @@ def test_readers_do_not_wait_for_an_fsync(place, disk):
         for future in syncing:
             future.result()
     assert number > 100
-    assert worst < 1.0 * harness.TIME_SCALE
+    assert worst < 5.0 * harness.TIME_SCALE

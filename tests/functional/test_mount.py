@@ -230,16 +230,20 @@ def test_background_failure_is_reported(place):
     assert not system.children(mountpoint)
 
 
+def wait_until_gone(mountpoint):
+    deadline = time.monotonic() + 20
+    while system.children(mountpoint):
+        assert time.monotonic() < deadline, "the daemon did not end"
+        time.sleep(0.02)
+
+
 def test_mount_by_type(place):
     place.image("disk.img")
     source, mountpoint = place.write("graph.conf", DISK), place.directory("mnt")
     done = run_installed(place, f"mount -t fuse.blockgraphfs {source} {mountpoint}", f"ls {mountpoint}",
-                         f"grep {mountpoint} /proc/self/mounts")
+                         f"grep {mountpoint} /proc/self/mounts", f"umount {mountpoint}")
     assert done.stdout.startswith(f"disk\n{source} {mountpoint} fuse.blockgraphfs rw,")
-    # The last process in its mount namespace was the shell's: the daemon holds it now.
-    daemon = adopt_background_daemon(place, mountpoint)
-    place.run("nsenter", "--mount", "--target", daemon.pid, "umount", mountpoint)
-    assert daemon.wait(timeout=20) == 0
+    wait_until_gone(mountpoint)
 
 
 def test_fstab_line(place):
@@ -251,10 +255,7 @@ def test_fstab_line(place):
                          f"! touch -c {mountpoint}/disk", f"umount {mountpoint}")
     assert done.stdout == "disk\n"
     assert "Read-only file system" in done.stderr
-    deadline = time.monotonic() + 20
-    while system.children(mountpoint):
-        assert time.monotonic() < deadline, "the daemon did not end"
-        time.sleep(0.02)
+    wait_until_gone(mountpoint)
 
 
 def test_raw_image_in_fstab(place):
@@ -264,10 +265,7 @@ def test_raw_image_in_fstab(place):
     run_installed(place, f"mount --fstab {fstab} {mountpoint}",
                   f"printf written | dd of={mountpoint}/disk.img conv=notrunc,fsync", f"umount {mountpoint}")
     assert image.read_bytes()[:7] == b"written"
-    deadline = time.monotonic() + 20
-    while system.children(mountpoint):
-        assert time.monotonic() < deadline, "the daemon did not end"
-        time.sleep(0.02)
+    wait_until_gone(mountpoint)
 
 
 def mount_helper(place):

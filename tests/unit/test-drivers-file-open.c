@@ -139,9 +139,9 @@ static void coroutine_fn test_options_unknown(TestEnv *env)
     err = test_open_error(env, EINVAL, "{'driver':'file','node-name':'f','filename':'%s','locking':'maybe'}",
                           path);
     test_check_error(&err, EINVAL, "option 'locking'", NULL);
-    err = test_open_error(env, EINVAL, "{'driver':'file','node-name':'f','filename':'%s','pr-manager':'x'}",
+    err = test_open_error(env, ENOTSUP, "{'driver':'file','node-name':'f','filename':'%s','pr-manager':'x'}",
                           path);
-    test_check_error(&err, EINVAL, "pr-manager", NULL);
+    test_check_error(&err, ENOTSUP, "pr-manager", NULL);
 }
 
 /* Descriptors do not leak, neither with an error nor without. */
