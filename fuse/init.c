@@ -18,13 +18,14 @@
 
 /*
  * What we ask for, where the kernel has it. Not asked for: locks (the kernel keeps them itself),
- * ATOMIC_O_TRUNC (open and then SETATTR: one place truncates), EXPORT_SUPPORT (no look-up of . and ..),
+ * ATOMIC_O_TRUNC (the kernel would take the length for 0 before it asks again, and AIO would see the end of
+ * the file in an export of fixed length that O_TRUNC leaves alone), EXPORT_SUPPORT (no look-up of . and ..),
  * writeback cache.
  */
 #define WANTED_FLAGS                                                                                         \
     (FUSE_ASYNC_READ | FUSE_ASYNC_DIO | FUSE_BIG_WRITES | FUSE_MAX_PAGES | FUSE_PARALLEL_DIROPS |            \
      FUSE_DO_READDIRPLUS | FUSE_READDIRPLUS_AUTO | FUSE_HANDLE_KILLPRIV | FUSE_HANDLE_KILLPRIV_V2 |          \
-     FUSE_ABORT_ERROR | FUSE_ATOMIC_O_TRUNC | FUSE_DIRECT_IO_ALLOW_MMAP)
+     FUSE_ABORT_ERROR | FUSE_DIRECT_IO_ALLOW_MMAP)
 /* Without these requests would have other sizes than we reckon with. */
 #define NEEDED_FLAGS (FUSE_BIG_WRITES | FUSE_MAX_PAGES)
 

@@ -1,6 +1,10 @@
 /*
  * Attributes and accounting: GETATTR, SETATTR, STATFS, FORGET.
  *
+ * O_TRUNC reaches us as a SETATTR of length 0 without a file handle (ftruncate has one). It empties an export
+ * that may grow; on one of fixed length it does nothing, as on a block device: cp and dd would lose the image
+ * first, and find no space after. truncate(2) to 0 by path cannot be told apart and does the same.
+ *
  * Mode, owner and times of exports and of the root directory are kept until the unmount; set-user-id and its
  * like are not kept, so nothing has to be taken away at a write.
  *
@@ -131,10 +135,15 @@ static void set_owner(FuseOwner *owner, const struct fuse_setattr_in *arg)
 static int coroutine_fn setattr_export(FuseRequest *req, FuseInode *inode, const struct fuse_setattr_in *arg)
 {
     FuseExport *exp = fuse_request_enter(req, &inode->exp);
+    int ret = 0;
     if (!exp) {
         return -ESTALE;
     }
-    int ret = arg->valid & FATTR_SIZE ? set_size(req, exp, arg->size) : 0;
+    bool o_trunc = arg->size == 0 && !(arg->valid & FATTR_FH);
+    bool ignored = o_trunc && exp->writable && !exp->growable;
+    if ((arg->valid & FATTR_SIZE) && !ignored) {
+        ret = set_size(req, exp, arg->size);
+    }
     if (ret == 0) {
         bg_mutex_lock(&exp->lock);
         set_owner(&exp->owner, arg);

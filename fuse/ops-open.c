@@ -4,8 +4,7 @@
  * Every file is open for direct I/O: the kernel caches no data, so what one opener wrote is what all others
  * read, by this mount or otherwise. Shared mappings still work where the kernel allows them on such files.
  *
- * O_TRUNC comes with OPEN (FUSE_ATOMIC_O_TRUNC). It empties an export that may grow; on one of fixed length
- * it does nothing, as on a block device: cp and dd would lose the image first, and find no space after.
+ * O_TRUNC comes as a SETATTR after OPEN; see ops-meta.c.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -19,7 +18,7 @@
 #include "fuse/mount-internal.h"
 #include "fuse/ops.h"
 
-static int coroutine_fn open_export(FuseRequest *req, FuseInode *inode, uint32_t flags, FuseFile *init)
+static int open_export(FuseRequest *req, FuseInode *inode, FuseFile *init)
 {
     FuseExport *exp = fuse_request_enter(req, &inode->exp);
     if (!exp) {
@@ -27,12 +26,6 @@ static int coroutine_fn open_export(FuseRequest *req, FuseInode *inode, uint32_t
     }
     if (init->writable && (!exp->writable || req->queue->mount->read_only)) {
         return -EROFS;
-    }
-    if (init->writable && (flags & O_TRUNC) && exp->growable) {
-        int ret = block_backend_co_truncate(exp->blk, 0, NULL);
-        if (ret < 0) {
-            return ret;
-        }
     }
     init->kind = FUSE_FILE_EXPORT;
     atomic_store_explicit(&init->exp, exp, memory_order_relaxed);
@@ -64,7 +57,7 @@ int coroutine_fn fuse_op_open(FuseRequest *req)
     bool write = (arg->flags & O_ACCMODE) != O_RDONLY;
     FuseFile init = {.nodeid = inode->nodeid, .writable = write};
     if (inode->kind == FUSE_INODE_EXPORT) {
-        int ret = open_export(req, inode, arg->flags, &init);
+        int ret = open_export(req, inode, &init);
         return ret < 0 ? ret : reply_handle(req, &init, FOPEN_DIRECT_IO | FOPEN_PARALLEL_DIRECT_WRITES);
     }
     if (write) {

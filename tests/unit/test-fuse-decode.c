@@ -237,7 +237,8 @@ static void test_init(void)
     g_assert_cmpuint(reply.init.max_background, ==, 1024);
     uint32_t flags = reply.init.flags;
     g_assert_true((flags & FUSE_ASYNC_DIO) && (flags & FUSE_MAX_PAGES) && (flags & FUSE_INIT_EXT));
-    g_assert_false(flags & (FUSE_POSIX_LOCKS | FUSE_FLOCK_LOCKS | FUSE_WRITEBACK_CACHE));
+    g_assert_false(flags &
+                   (FUSE_POSIX_LOCKS | FUSE_FLOCK_LOCKS | FUSE_WRITEBACK_CACHE | FUSE_ATOMIC_O_TRUNC));
     g_assert_cmpuint(reply.init.flags2, ==, FUSE_DIRECT_IO_ALLOW_MMAP >> 32);
 }
 
