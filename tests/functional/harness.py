@@ -162,8 +162,10 @@ class Daemon:
         """kill -9: the mount stays, dead."""
         self.expected_status = -signal.SIGKILL
         self.place.note("kill -9 the daemon")
+        files = system.open_files(self.process.pid)
         self.process.kill()
         self.process.wait(timeout=10)
+        system.wait_until_unlocked(files, 20 * TIME_SCALE)
         self.finished = True
 
 

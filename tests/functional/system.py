@@ -5,6 +5,7 @@ Nothing here touches a path inside a mount: /proc and /sys answer even when a da
 SPDX-License-Identifier: GPL-2.0-or-later
 """
 
+import contextlib
 import ctypes
 import os
 import re
@@ -12,6 +13,7 @@ import resource
 import select
 import shlex
 import signal
+import stat
 import subprocess
 import tempfile
 import threading
@@ -83,17 +85,42 @@ class Outside:
 outside = Outside()
 
 
+def connection_control(connection):
+    """The directory by which the kernel lets root control a FUSE connection; not every machine has it mounted."""
+    control = Path("/sys/fs/fuse/connections")
+    if not (control / str(connection)).exists():
+        outside.run("mount", "-t", "fusectl", "fusectl", control)
+    return control / str(connection)
+
+
 def abort_connection(entry):
     """Fail everything that waits for a FUSE daemon. Frees processes that no signal reaches."""
     if not entry.fstype.startswith("fuse"):
         return
-    control = Path("/sys/fs/fuse/connections")
-    if not (control / str(entry.connection)).exists():
-        outside.run("mount", "-t", "fusectl", "fusectl", control)
     try:
-        (control / str(entry.connection) / "abort").write_text("1")
+        (connection_control(entry.connection) / "abort").write_text("1")
     except OSError:
         pass  # gone already, or we may not
+
+
+def open_files(pid):
+    """(device, inode) of the regular files that a process has open."""
+    found = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):  # closed meanwhile
+            status = link.stat()
+            if stat.S_ISREG(status.st_mode):
+                found.add((status.st_dev, status.st_ino))
+    return found
+
+
+def wait_until_unlocked(files, timeout):
+    """Wait for the kernel, which closes what an io_uring refers to some time after its process has ended."""
+    wanted = {f"{os.major(device):02x}:{os.minor(device):02x}:{inode}" for device, inode in files}
+    deadline = time.monotonic() + timeout
+    while wanted & set(Path("/proc/locks").read_text().split()):
+        assert time.monotonic() < deadline, "the files of a killed daemon stay locked"
+        time.sleep(0.02)
 
 
 def clear_mounts(below):

@@ -103,11 +103,10 @@ def test_requests_are_as_large_as_agreed(place, disk):
 
 def test_abort_by_the_administrator(place, disk):
     """As HACKING.md says for a hanging mount: the connection ends, and the daemon takes the dead mount away."""
-    minor = os.stat(disk.mountpoints[0]).st_dev & 0xff
+    control = system.connection_control(os.minor(os.stat(disk.mountpoints[0]).st_dev))
     fd = os.open(disk.file("disk"), os.O_RDONLY)
     try:
-        with open(f"/sys/fs/fuse/connections/{minor}/abort", "w", encoding="ascii") as control:
-            control.write("1")
+        (control / "abort").write_text("1", encoding="ascii")
         with pytest.raises(OSError) as error:
             os.pread(fd, 512, 0)
         assert error.value.errno in (errno.ENOTCONN, errno.ECONNABORTED)
