@@ -15,6 +15,7 @@
 #include "fuse/attr.h"
 #include "fuse/control-files.h"
 #include "fuse/mount-internal.h"
+#include "fuse/snapshot-files.h"
 
 #define NSEC_PER_SEC    (1000 * 1000 * 1000LL)
 #define ATTR_VALID_S    1
@@ -26,6 +27,7 @@ uint32_t fuse_inode_type(const FuseInode *inode)
     switch (inode->kind) {
     case FUSE_INODE_ROOT:
     case FUSE_INODE_SNAP_DIR:
+    case FUSE_INODE_SNAPSHOT_DIR:
     case FUSE_INODE_GRAPH_DIR:
     case FUSE_INODE_NODES_DIR:
     case FUSE_INODE_NODE_DIR:
@@ -34,6 +36,7 @@ uint32_t fuse_inode_type(const FuseInode *inode)
     case FUSE_INODE_CHILD_SYMLINK:
         return S_IFLNK;
     case FUSE_INODE_EXPORT:
+    case FUSE_INODE_SNAPSHOT_FILE:
     case FUSE_INODE_GRAPH_TEXT:
     case FUSE_INODE_NODE_DATA:
     case FUSE_INODE_NODE_TEXT:
@@ -97,6 +100,20 @@ static void control_attr(FuseMount *mount, struct fuse_attr *attr, mode_t mode)
     fill_times(attr, mount->start_ns, mount->start_ns, mount->start_ns);
 }
 
+static int coroutine_fn snapshot_attr(FuseRequest *req, FuseInode *inode, struct fuse_attr *attr)
+{
+    int64_t date, length;
+    int ret = snapshot_co_stat(req, inode, &date, &length);
+    if (ret < 0) {
+        return ret;
+    }
+    bool dir = inode->kind == FUSE_INODE_SNAPSHOT_DIR;
+    control_attr(req->queue->mount, attr, dir ? 0555 : 0400);
+    fill_times(attr, date, date, date);
+    attr->size = dir ? 0 : (uint64_t)length;
+    return 0;
+}
+
 int coroutine_fn fuse_inode_co_attr(FuseRequest *req, FuseInode *inode, struct fuse_attr *attr,
                                     uint64_t *valid_s)
 {
@@ -124,6 +141,10 @@ int coroutine_fn fuse_inode_co_attr(FuseRequest *req, FuseInode *inode, struct f
     case FUSE_INODE_SNAP_DIR:
         control_attr(mount, attr, 0755);
         return 0;
+    case FUSE_INODE_SNAPSHOT_DIR:
+    case FUSE_INODE_SNAPSHOT_FILE:
+        *valid_s = 0;
+        return snapshot_attr(req, inode, attr);
     case FUSE_INODE_CHILD_SYMLINK:
         control_attr(mount, attr, 0777);
         return 0;

@@ -194,7 +194,7 @@ int coroutine_fn control_co_list(FuseRequest *req, FuseInode *dir, FuseDirList *
         list_graph_dir(list);
     } else if (dir->kind == FUSE_INODE_NODES_DIR) {
         list_nodes(mount, list);
-    } else if (dir->kind != FUSE_INODE_SNAP_DIR) {
+    } else {
         BlockNode *node = find_node(mount, dir);
         if (!node) {
             ret = -ENOENT;

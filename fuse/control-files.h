@@ -1,5 +1,5 @@
 /*
- * .graph: the running graph as files. .snap: where snapshots will appear.
+ * .graph: the running graph as files.
  *
  * Their content belongs to the main thread; each function here carries the coroutine there and back to the
  * queue of the request.
@@ -16,7 +16,7 @@
 
 typedef struct FuseMount FuseMount;
 
-/* Make the directories of a mount that is not running yet, pinned. */
+/* Make .graph and .snap of a mount that is not running yet, pinned. */
 void control_files_add(FuseMount *mount);
 
 /* The entry `name` of a directory below (or at) .graph: a new reference in *child. 0, -ENOENT. */

@@ -28,7 +28,7 @@ typedef struct FuseDirList FuseDirList;
 
 typedef enum FuseFileKind {
     FUSE_FILE_EXPORT,
-    FUSE_FILE_DATA, /* .graph/nodes/NODE/data */
+    FUSE_FILE_DATA, /* .graph/nodes/NODE/data, .snap/SNAPSHOT/EXPORT */
     FUSE_FILE_TEXT, /* text made at open */
     FUSE_FILE_DIR,
 } FuseFileKind;

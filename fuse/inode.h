@@ -28,6 +28,8 @@ typedef enum FuseInodeKind {
     FUSE_INODE_ROOT,
     FUSE_INODE_EXPORT,
     FUSE_INODE_SNAP_DIR,      /* .snap */
+    FUSE_INODE_SNAPSHOT_DIR,  /* .snap/SNAPSHOT */
+    FUSE_INODE_SNAPSHOT_FILE, /* .snap/SNAPSHOT/EXPORT */
     FUSE_INODE_GRAPH_DIR,     /* .graph */
     FUSE_INODE_GRAPH_TEXT,    /* .graph/graph.txt and its like; detail: which */
     FUSE_INODE_NODES_DIR,     /* .graph/nodes */

@@ -1,5 +1,6 @@
 /*
- * Requests to change the directory tree, all of which are refused: what is there follows from the graph.
+ * Requests to change the directory tree. Snapshots are made and deleted as directories of .snap; all else is
+ * refused: what is there follows from the graph.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -10,6 +11,7 @@
 #include "fuse/attr.h"
 #include "fuse/mount-internal.h"
 #include "fuse/ops.h"
+#include "fuse/snapshot-files.h"
 
 /* .graph is read-only for everyone; elsewhere it is the operation that does not exist. */
 int coroutine_fn fuse_op_refuse(FuseRequest *req)
@@ -18,21 +20,41 @@ int coroutine_fn fuse_op_refuse(FuseRequest *req)
     if (!dir) {
         return -ESTALE;
     }
-    return dir->kind == FUSE_INODE_ROOT || dir->kind == FUSE_INODE_SNAP_DIR || dir->kind == FUSE_INODE_EXPORT
-               ? -EPERM
-               : -EROFS;
+    bool here =
+        dir->kind == FUSE_INODE_ROOT || dir->kind == FUSE_INODE_SNAP_DIR || dir->kind == FUSE_INODE_EXPORT;
+    return here ? -EPERM : -EROFS;
 }
 
-/* mkdir in .snap asks for a snapshot of every writable export. */
+/* mkdir in .snap takes a snapshot of every writable export. */
 int coroutine_fn fuse_op_mkdir(FuseRequest *req)
 {
-    FuseMount *mount = req->queue->mount;
+    FuseInodeTable *inodes = &req->queue->mount->inodes;
+    FuseInode *dir = fuse_request_inode(req), *child;
+    if (!dir || dir->kind != FUSE_INODE_SNAP_DIR) {
+        return fuse_op_refuse(req);
+    }
+    if (req->queue->mount->read_only) {
+        return -EROFS;
+    }
+    int ret = snapshot_co_create(req, req->names[0]);
+    ret = ret < 0 ? ret : snapshot_co_lookup(req, dir, req->names[0], &child);
+    if (ret < 0) {
+        return ret;
+    }
+    ret = fuse_inode_co_entry(req, child, fuse_request_small_reply(req, sizeof(struct fuse_entry_out)));
+    if (ret == 0) {
+        fuse_inode_looked_up(inodes, child);
+    }
+    fuse_inode_put(inodes, child);
+    return ret;
+}
+
+/* rmdir deletes it, whatever the directory seems to hold. */
+int coroutine_fn fuse_op_rmdir(FuseRequest *req)
+{
     FuseInode *dir = fuse_request_inode(req);
     if (!dir || dir->kind != FUSE_INODE_SNAP_DIR) {
         return fuse_op_refuse(req);
     }
-    g_autofree char *text = g_strdup_printf("no driver of the exported nodes has snapshots");
-    g_autofree char *name = g_strdup_printf(".snap/%s", req->names[0]);
-    block_graph_log_error(mount->graph, name, BLOCK_OP_OPEN, -1, 0, EOPNOTSUPP, text);
-    return -EOPNOTSUPP;
+    return req->queue->mount->read_only ? -EROFS : snapshot_co_delete(req, req->names[0]);
 }

@@ -15,6 +15,7 @@
 #include "fuse/control-files.h"
 #include "fuse/mount-internal.h"
 #include "fuse/ops.h"
+#include "fuse/snapshot-files.h"
 
 /* ---- LOOKUP */
 
@@ -26,6 +27,9 @@ static int coroutine_fn dir_co_lookup(FuseRequest *req, FuseInode *dir, const ch
     case FUSE_INODE_NODE_DIR:
     case FUSE_INODE_CHILDREN_DIR:
         return control_co_lookup(req, dir, name, child);
+    case FUSE_INODE_SNAP_DIR:
+    case FUSE_INODE_SNAPSHOT_DIR:
+        return snapshot_co_lookup(req, dir, name, child);
     default:
         *child = fuse_inode_find(&req->queue->mount->inodes, dir, name);
         return *child ? 0 : -ENOENT;
@@ -83,7 +87,8 @@ static int coroutine_fn dir_co_list(FuseRequest *req, FuseInode *dir, FuseFile *
     if (dir->kind == FUSE_INODE_ROOT) {
         list_exports(mount, fresh);
     } else {
-        int ret = control_co_list(req, dir, fresh);
+        bool snap = dir->kind == FUSE_INODE_SNAP_DIR || dir->kind == FUSE_INODE_SNAPSHOT_DIR;
+        int ret = snap ? snapshot_co_list(req, dir, fresh) : control_co_list(req, dir, fresh);
         if (ret < 0) {
             return ret;
         }

@@ -17,6 +17,7 @@
 #include "fuse/control-files.h"
 #include "fuse/mount-internal.h"
 #include "fuse/ops.h"
+#include "fuse/snapshot-files.h"
 
 static int open_export(FuseRequest *req, FuseInode *inode, FuseFile *init)
 {
@@ -63,7 +64,8 @@ int coroutine_fn fuse_op_open(FuseRequest *req)
     if (write) {
         return -EROFS;
     }
-    int ret = control_co_open(req, inode, &init);
+    int ret = inode->kind == FUSE_INODE_SNAPSHOT_FILE ? snapshot_co_open(req, inode, &init)
+                                                      : control_co_open(req, inode, &init);
     if (ret == 0 && (ret = reply_handle(req, &init, FOPEN_DIRECT_IO)) < 0) {
         control_co_free_backend(req, init.blk);
         g_clear_pointer(&init.text, g_bytes_unref);

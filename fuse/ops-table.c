@@ -46,7 +46,7 @@ static const FuseOp op_table[] = {
     OP(MKNOD, fuse_op_refuse, ARG(fuse_mknod_in), NAME),
     OP(MKDIR, fuse_op_mkdir, ARG(fuse_mkdir_in), NAME),
     OP(UNLINK, fuse_op_refuse, 0, NAME),
-    OP(RMDIR, fuse_op_refuse, 0, NAME),
+    OP(RMDIR, fuse_op_rmdir, 0, NAME),
     OP(RENAME, fuse_op_refuse, ARG(fuse_rename_in), TWO_NAMES),
     OP(LINK, fuse_op_refuse, ARG(fuse_link_in), NAME),
     OP(OPEN, fuse_op_open, ARG(fuse_open_in), NONE),

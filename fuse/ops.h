@@ -43,8 +43,8 @@ FuseOpHandler fuse_op_open, fuse_op_release, fuse_op_opendir, fuse_op_releasedir
 FuseOpHandler fuse_op_getattr, fuse_op_setattr, fuse_op_statfs, fuse_op_forget, fuse_op_batch_forget;
 /* ops-dir.c */
 FuseOpHandler fuse_op_lookup, fuse_op_readdir, fuse_op_readdirplus, fuse_op_readlink;
-/* ops-change.c: changes of the directory tree, which are refused */
-FuseOpHandler fuse_op_refuse, fuse_op_mkdir;
+/* ops-change.c: changes of the directory tree: snapshots come and go, all else is refused */
+FuseOpHandler fuse_op_refuse, fuse_op_mkdir, fuse_op_rmdir;
 /* ops-xattr.c */
 FuseOpHandler fuse_op_getxattr, fuse_op_listxattr, fuse_op_setxattr;
 

@@ -152,6 +152,11 @@ static void raw_child_perm(BlockNode *node, BlockChild *child, BlockPerm perm, B
     *child_shared = shared & ~BLOCK_PERM_RESIZE;
 }
 
+static bool raw_passes_through(BlockNode *node)
+{
+    return !raw_is_window(node->opaque);
+}
+
 static int64_t raw_end(BlockNode *node)
 {
     RawState *s = node->opaque;
@@ -201,4 +206,5 @@ const BlockDriver block_driver_raw = {
     .co_copy_range = raw_co_copy_range,
     .child_perm = raw_child_perm,
     .check_perm = raw_check_perm,
+    .passes_through = raw_passes_through,
 };

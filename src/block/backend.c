@@ -74,6 +74,9 @@ void coroutine_fn block_backend_co_remove(BlockBackend *blk)
 
 void coroutine_fn block_backend_co_free(BlockBackend *blk)
 {
+    if (blk->view) {
+        block_view_co_close(blk);
+    }
     block_backend_co_remove(blk);
     bool found = g_ptr_array_remove(blk->graph->backends, blk);
     g_assert(found);
@@ -112,7 +115,7 @@ int block_backend_set_perm(BlockBackend *blk, BlockPerm perm, BlockPerm shared, 
 
 int64_t block_backend_length(BlockBackend *blk)
 {
-    return blk->root ? block_node_length(blk->root->node) : 0;
+    return blk->view ? blk->view->length : blk->root ? block_node_length(blk->root->node) : 0;
 }
 
 unsigned block_backend_parked(BlockBackend *blk)
@@ -214,7 +217,9 @@ static inline int backend_end(BlockBackend *blk, int ret)
 int coroutine_fn block_backend_co_preadv(BlockBackend *blk, int64_t offset, int64_t bytes,
                                          const IoVector *qiov, BlockRequestFlags flags)
 {
-    return BACKEND_CALL(blk, block_child_co_preadv(blk->root, offset, bytes, qiov, 0, flags));
+    return BACKEND_CALL(blk, bg_unlikely(blk->view != NULL)
+                                 ? block_view_co_preadv(blk, offset, bytes, qiov)
+                                 : block_child_co_preadv(blk->root, offset, bytes, qiov, 0, flags));
 }
 
 int coroutine_fn block_backend_co_pwritev(BlockBackend *blk, int64_t offset, int64_t bytes,
@@ -225,7 +230,12 @@ int coroutine_fn block_backend_co_pwritev(BlockBackend *blk, int64_t offset, int
 
 int coroutine_fn block_backend_co_pread(BlockBackend *blk, int64_t offset, int64_t bytes, void *buf)
 {
-    return BACKEND_CALL(blk, block_child_co_pread(blk->root, offset, bytes, buf));
+    if (bytes < 0) {
+        return -EINVAL;
+    }
+    struct iovec iov = {buf, (size_t)bytes};
+    IoVector v = {&iov, 1, (size_t)bytes};
+    return block_backend_co_preadv(blk, offset, bytes, &v, 0);
 }
 
 int coroutine_fn block_backend_co_pwrite(BlockBackend *blk, int64_t offset, int64_t bytes, const void *buf,
@@ -253,7 +263,9 @@ int coroutine_fn block_backend_co_pdiscard(BlockBackend *blk, int64_t offset, in
 int coroutine_fn block_backend_co_block_status(BlockBackend *blk, int64_t offset, int64_t bytes,
                                                int64_t *pnum)
 {
-    return BACKEND_CALL(blk, block_child_co_block_status(blk->root, offset, bytes, pnum));
+    return BACKEND_CALL(blk, bg_unlikely(blk->view != NULL)
+                                 ? block_view_co_block_status(blk, offset, bytes, pnum)
+                                 : block_child_co_block_status(blk->root, offset, bytes, pnum));
 }
 
 int coroutine_fn block_backend_co_truncate(BlockBackend *blk, int64_t length, GError **errp)

@@ -29,15 +29,24 @@ struct BlockGraph {
     GPtrArray *backends; /* in order of creation, borrowed */
     GPtrArray *sections; /* active BlockDrain */
     unsigned next_auto_name;
-    unsigned closing; /* nodes that are closing, or are about to */
-    CoQueue closed;   /* for closing == 0 */
-    int visit;        /* mark of the graph walk under way */
+    unsigned closing;      /* nodes that are closing, or are about to */
+    CoQueue closed;        /* for closing == 0 */
+    CoMutex snapshot_lock; /* changes of snapshots, one at a time; held across drained sections */
+    int visit;             /* mark of the graph walk under way */
 };
+
+/* The snapshot that a backend reads instead of its root's current content. */
+typedef struct BlockView {
+    const struct BlockSnapshotOps *ops;
+    void *opaque;   /* the driver's */
+    int64_t length; /* bytes */
+} BlockView;
 
 struct BlockBackend {
     BlockGraph *graph;
     char *name;
     BlockChild *root; /* I/O; NULL: none */
+    BlockView *view;  /* I/O; constant once requests come; NULL: none. The root then stays where it is */
     BlockPerm perm, shared;
     _Atomic int in_flight BG_CACHE_ALIGNED;
     _Atomic int quiesce;
@@ -93,6 +102,12 @@ unsigned block_walk_height(BlockNode *node);
 /* ---- backend.c */
 void block_backend_quiesce(BlockBackend *blk);
 void block_backend_unquiesce(BlockBackend *blk);
+
+/* ---- snapshot-view.c */
+int coroutine_fn block_view_co_preadv(BlockBackend *blk, int64_t offset, int64_t bytes, const IoVector *qiov);
+int coroutine_fn block_view_co_block_status(BlockBackend *blk, int64_t offset, int64_t bytes, int64_t *pnum);
+/* Main thread. No request runs any more. */
+void coroutine_fn block_view_co_close(BlockBackend *blk);
 
 /* ---- permissions.c */
 

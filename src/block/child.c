@@ -135,7 +135,7 @@ static GPtrArray *edges_to_move(BlockNode *from, BlockNode *to, GError **errp)
     g_autoptr(GPtrArray) edges = g_ptr_array_new();
     for (guint i = 0; i < from->parents->len; i++) {
         BlockChild *edge = from->parents->pdata[i];
-        if (edge->parent == to) {
+        if (edge->parent == to || (edge->backend && edge->backend->view)) {
             continue;
         }
         if (edge->parent && block_walk_reaches(to, edge->parent)) {

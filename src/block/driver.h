@@ -114,6 +114,12 @@ struct BlockDriver {
     /* Whether a flush reaches stable storage: 1 yes, 0 no, -1 unknown. Any thread. NULL: the least of the
      * children's. */
     int (*durable)(BlockNode *node);
+    /* Internal snapshots (block/snapshot.h). NULL: none of its own. */
+    const struct BlockSnapshotOps *snapshots;
+    /* Whether the node's bytes are just those of child `file`: its snapshots are then this node's. Main
+     * thread. NULL: true for filters, else false. */
+    bool (*passes_through)(BlockNode *node);
+
     /* The file name or URL for people, secrets redacted; free with g_free; may be NULL. Any thread. NULL:
      * child `file`'s. */
     char *(*filename)(BlockNode *node);

@@ -24,6 +24,7 @@ BlockGraph *block_graph_new(AioContext *main_context)
     graph->sections = g_ptr_array_new();
     bg_mutex_init(&graph->drain_lock);
     co_queue_init(&graph->closed);
+    co_mutex_init(&graph->snapshot_lock);
     return graph;
 }
 
@@ -71,6 +72,7 @@ void block_graph_free(BlockGraph *graph)
     error_log_free(graph->errors);
     bg_mutex_destroy(&graph->drain_lock);
     co_queue_destroy(&graph->closed);
+    co_mutex_destroy(&graph->snapshot_lock);
     aio_context_unref(graph->main_context);
     g_free(graph);
 }

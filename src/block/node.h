@@ -120,8 +120,9 @@ BlockChild *block_node_attach_child(BlockNode *parent, BlockNode *child_node, co
 void coroutine_fn block_child_co_detach(BlockChild *child);
 
 /*
- * Let every parent of `from` (but edges below `to` itself) point to `to` instead; all or nothing. Main
- * thread, coroutine; drains both. 0 or -errno and *errp (a cycle, a permission).
+ * Let every parent of `from` (but edges below `to` itself, and readers of its snapshots) point to `to`
+ * instead; all or nothing. Main thread, coroutine; drains both. 0 or -errno and *errp (a cycle, a
+ * permission).
  */
 int coroutine_fn block_node_co_replace(BlockNode *from, BlockNode *to, GError **errp);
 

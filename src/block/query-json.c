@@ -161,7 +161,7 @@ char *block_node_stats_json(BlockNode *node)
     for (BlockOp op = 0; op < BLOCK_OP__MAX; op++) {
         BlockOpStats st;
         block_stats_get(node->stats, op, &st);
-        if (op != BLOCK_OP_OPEN) {
+        if (op < BLOCK_OP_OPEN) {
             add_op_stats(b, op, &st);
         }
     }

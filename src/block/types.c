@@ -19,6 +19,7 @@ const char *block_op_name(BlockOp op)
         [BLOCK_OP_TRUNCATE] = "truncate",
         [BLOCK_OP_COPY_RANGE] = "copy-range",
         [BLOCK_OP_OPEN] = "open",
+        [BLOCK_OP_SNAPSHOT] = "snapshot",
     };
     g_assert((unsigned)op < BLOCK_OP__MAX);
     return names[op];

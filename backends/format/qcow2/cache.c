@@ -94,6 +94,36 @@ void qcow2_cache_forget(Qcow2Cache *c, uint64_t offset)
     }
 }
 
+void qcow2_cache_clear(Qcow2Cache *c)
+{
+    while (c->oldest) {
+        g_assert(c->oldest->pins == 0);
+        remove_table(c, c->oldest);
+    }
+}
+
+Qcow2Table *qcow2_cache_peek(Qcow2Cache *c, uint64_t offset)
+{
+    return find(c, offset);
+}
+
+void qcow2_cache_move(Qcow2Cache *c, uint64_t from, uint64_t to)
+{
+    Qcow2Table *t = find(c, from);
+    if (!t) {
+        return;
+    }
+    qcow2_cache_forget(c, to);
+    Qcow2Table **p = bucket(c, from), **b = bucket(c, to);
+    while (*p != t) {
+        p = &(*p)->next_in_bucket;
+    }
+    *p = t->next_in_bucket;
+    t->offset = to;
+    t->next_in_bucket = *b;
+    *b = t;
+}
+
 static int coroutine_fn write_table(Qcow2State *s, Qcow2Cache *c, Qcow2Table *t)
 {
     int ret = qcow2_overlap_check_locked(s, c->is_l2 ? QCOW2_CLASS_L2 : QCOW2_CLASS_REFBLOCK, t->offset,

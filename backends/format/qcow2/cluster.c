@@ -77,11 +77,11 @@ void qcow2_drop_entry_locked(Qcow2State *s, uint64_t entry)
 /* ---- Looking up */
 
 /* The L2 table of a guest offset, pinned; NULL where there is none. */
-static int coroutine_fn l2_get(Qcow2State *s, int64_t offset, Qcow2Table **out)
+static int coroutine_fn l2_get(Qcow2State *s, const Qcow2Directory *l1, int64_t offset, Qcow2Table **out)
 {
     uint64_t i = (uint64_t)offset >> (s->cluster_bits + s->l2_bits);
     *out = NULL;
-    uint64_t l2_offset = i < s->l1.n ? s->l1.entries[i] & QCOW2_ENTRY_OFFSET : 0;
+    uint64_t l2_offset = i < l1->n ? l1->entries[i] & QCOW2_ENTRY_OFFSET : 0;
     return l2_offset ? qcow2_cache_get_locked(s, &s->l2_cache, l2_offset, out) : 0;
 }
 
@@ -122,12 +122,13 @@ static int64_t extend(const Qcow2State *s, const Qcow2Table *t, int64_t offset, 
     return MIN(bytes, done);
 }
 
-int coroutine_fn qcow2_lookup_locked(Qcow2State *s, int64_t offset, int64_t bytes, Qcow2Mapping *m)
+int coroutine_fn qcow2_lookup_in_locked(Qcow2State *s, const Qcow2Directory *l1, int64_t offset,
+                                        int64_t bytes, Qcow2Mapping *m)
 {
     Qcow2Table *t;
     bytes = MIN(bytes, to_end_of_table(s, offset));
     *m = (Qcow2Mapping){.type = QCOW2_UNALLOCATED, .bytes = bytes};
-    int ret = l2_get(s, offset, &t);
+    int ret = l2_get(s, l1, offset, &t);
     if (ret < 0 || !t) {
         return ret;
     }
@@ -141,6 +142,11 @@ int coroutine_fn qcow2_lookup_locked(Qcow2State *s, int64_t offset, int64_t byte
         return qcow2_mark_corrupt_locked(s, e.entry & QCOW2_ENTRY_OFFSET, "impossible L2 entry");
     }
     return 0;
+}
+
+int coroutine_fn qcow2_lookup_locked(Qcow2State *s, int64_t offset, int64_t bytes, Qcow2Mapping *m)
+{
+    return qcow2_lookup_in_locked(s, &s->l1, offset, bytes, m);
 }
 
 /* ---- Tables for writing */

@@ -18,7 +18,7 @@ static uint32_t chunks(uint32_t n)
     return n / QCOW2_DIRECTORY_CHUNK + 1;
 }
 
-static bool directory_new(Qcow2Directory *d, uint64_t offset, uint32_t n)
+bool qcow2_directory_new(Qcow2Directory *d, uint64_t offset, uint32_t n)
 {
     uint64_t *entries = g_try_malloc0_n(MAX(n, 1), 8);
     if (!entries) {
@@ -38,7 +38,7 @@ void qcow2_directory_free(Qcow2Directory *d)
 
 int coroutine_fn qcow2_directory_read(Qcow2State *s, Qcow2Directory *d, uint64_t offset, uint32_t n)
 {
-    if (!directory_new(d, offset, n)) {
+    if (!qcow2_directory_new(d, offset, n)) {
         return -ENOMEM;
     }
     int ret = block_child_co_pread(s->node->file, (int64_t)offset, (int64_t)n * 8, d->entries);
@@ -97,7 +97,7 @@ int coroutine_fn qcow2_directory_move_locked(Qcow2State *s, Qcow2Directory *d, u
     Qcow2Directory moved;
     uint64_t bytes = (n * UINT64_C(8) + s->cluster_size - 1) & ~(uint64_t)(s->cluster_size - 1);
     uint64_t *image = g_try_malloc0(bytes);
-    if (!image || !directory_new(&moved, offset, n)) {
+    if (!image || !qcow2_directory_new(&moved, offset, n)) {
         g_free(image);
         return -ENOMEM;
     }

@@ -69,7 +69,6 @@ static void set_geometry(Qcow2State *s, const Qcow2Header *h)
     s->refblock_bits = h->cluster_bits + 3 - h->refcount_order;
     s->compression = h->compression;
     s->names_backing = h->backing_offset != 0;
-    s->n_snapshots = h->snapshots;
     s->incompatible = h->incompatible;
     s->autoclear = h->autoclear;
     s->length = (int64_t)h->size;
@@ -138,6 +137,7 @@ static void state_init(BlockNode *node)
     s->dropped = new_ranges();
     s->stable = new_ranges();
     s->draining = new_ranges();
+    s->snapshots = g_ptr_array_new_with_free_func((GDestroyNotify)qcow2_snapshot_free);
     s->snapshot_extents = g_array_new(false, false, sizeof(Qcow2Extent));
 }
 
@@ -151,6 +151,7 @@ static void state_destroy(Qcow2State *s)
     g_array_unref(s->stable);
     g_array_unref(s->draining);
     g_array_unref(s->snapshot_extents);
+    g_ptr_array_unref(s->snapshots);
     g_free(s->overlap_filter);
     co_mutex_destroy(&s->lock);
     co_mutex_destroy(&s->sync_lock);
@@ -286,4 +287,5 @@ const BlockDriver block_driver_qcow2 = {
     .co_block_status = qcow2_co_block_status,
     .co_truncate = qcow2_co_truncate,
     .child_perm = qcow2_child_perm,
+    .snapshots = &qcow2_snapshot_ops,
 };

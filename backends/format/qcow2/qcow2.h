@@ -16,6 +16,7 @@
 
 #include "block/graph.h"
 #include "block/io.h"
+#include "block/snapshot.h"
 #include "coroutine/lock.h"
 
 /* ---- The format */
@@ -35,7 +36,7 @@
 /* Limits, in bytes but for the last: what a hostile image may make us keep in memory. */
 #define QCOW2_MAX_L1_BYTES             (INT64_C(32) << 20)
 #define QCOW2_MAX_REFTABLE_BYTES       (INT64_C(8) << 20)
-#define QCOW2_MAX_SNAPSHOT_TABLE_BYTES (INT64_C(64) << 20)
+#define QCOW2_MAX_SNAPSHOT_TABLE_BYTES (INT64_C(16) << 20)
 #define QCOW2_MAX_SNAPSHOTS            65536u
 
 /* Offsets of header fields that are written after the image was opened. */
@@ -116,6 +117,19 @@ typedef struct Qcow2Extent { /* bytes of the file that hold metadata */
     uint64_t offset, bytes;
 } Qcow2Extent;
 
+/* An entry of the snapshot table. */
+typedef struct Qcow2Snapshot {
+    uint8_t *raw; /* as in the file, with its padding */
+    size_t raw_size;
+    uint64_t l1_offset;
+    uint32_t l1_size; /* entries */
+    char *id, *name;
+    int64_t date_ns;
+    uint64_t vm_state_size;
+    int64_t length; /* of the disk, bytes; -1: as now (version 2) */
+    unsigned views; /* open for reading */
+} Qcow2Snapshot;
+
 typedef struct Qcow2State {
     /* -- constant after open */
     BlockNode *node;
@@ -127,8 +141,6 @@ typedef struct Qcow2State {
     uint32_t subs;     /* subclusters per cluster: 32, or 1 */
     Qcow2Compression compression;
     bool names_backing; /* the header does */
-    uint32_t n_snapshots;
-    GArray *snapshot_extents; /* Qcow2Extent: the snapshot table, the snapshots' L1 tables */
 
     CoMutex sync_lock;
     CoMutex lock; /* guards all below but what is atomic */
@@ -139,6 +151,9 @@ typedef struct Qcow2State {
     uint64_t link_count; /* L2 entries set to new clusters, ever */
     Qcow2Busy *busy;
     uint8_t *overlap_filter;
+    GPtrArray *snapshots;       /* Qcow2Snapshot, oldest first */
+    Qcow2Extent snapshot_table; /* where they lie */
+    GArray *snapshot_extents;   /* Qcow2Extent: that, and the snapshots' L1 tables */
     int64_t length; /* as the header has it; changed by truncate alone, of which there is one at a time */
     _Atomic bool corrupt; /* nothing may be written any more */
 
@@ -170,6 +185,8 @@ int qcow2_give_up_locked(Qcow2State *s, int error, const char *what);
 
 /* ---- directory.c */
 int coroutine_fn qcow2_directory_read(Qcow2State *s, Qcow2Directory *d, uint64_t offset, uint32_t n);
+/* An empty one in memory alone. False: no memory. */
+bool qcow2_directory_new(Qcow2Directory *d, uint64_t offset, uint32_t n);
 void qcow2_directory_free(Qcow2Directory *d);
 void qcow2_directory_set(Qcow2Directory *d, uint32_t i, uint64_t value);
 int coroutine_fn qcow2_directory_write_dirty_locked(Qcow2State *s, Qcow2Directory *d);
@@ -184,6 +201,12 @@ void qcow2_cache_free(Qcow2Cache *c);
 int coroutine_fn qcow2_cache_get_locked(Qcow2State *s, Qcow2Cache *c, uint64_t offset, Qcow2Table **out);
 /* A new one there, zeroed, dirty, pinned. */
 int coroutine_fn qcow2_cache_new_locked(Qcow2State *s, Qcow2Cache *c, uint64_t offset, Qcow2Table **out);
+/* The table at `from` lies at `to` from now on. Nothing where it is not in the cache. */
+void qcow2_cache_move(Qcow2Cache *c, uint64_t from, uint64_t to);
+/* The table at offset where it is in the cache, else NULL; not pinned. */
+Qcow2Table *qcow2_cache_peek(Qcow2Cache *c, uint64_t offset);
+/* Forget all tables, written or not; none is pinned. */
+void qcow2_cache_clear(Qcow2Cache *c);
 void qcow2_cache_put(Qcow2Table *t);
 void qcow2_cache_dirty(Qcow2Cache *c, Qcow2Table *t);
 /* Forget the table: its cluster is not a table any more. */
@@ -198,6 +221,8 @@ int coroutine_fn qcow2_refcount_get_locked(Qcow2State *s, uint64_t cluster, uint
 int coroutine_fn qcow2_alloc_locked(Qcow2State *s, uint64_t n, uint64_t *offset);
 /* One reference less on each. *freed, where not NULL: Qcow2Range of those without any left. */
 int coroutine_fn qcow2_unref_locked(Qcow2State *s, uint64_t first, uint64_t count, GArray *freed);
+/* Append a cluster to an array of Qcow2Range. */
+void qcow2_range_add(GArray *ranges, uint64_t cluster);
 int coroutine_fn qcow2_reftable_grow_locked(Qcow2State *s, uint64_t min_entries);
 
 /* ---- release.c */
@@ -231,6 +256,42 @@ int coroutine_fn qcow2_overlap_check_locked(Qcow2State *s, Qcow2Class class, uin
 
 /* ---- snapshot-table.c */
 int coroutine_fn qcow2_snapshot_table_read(Qcow2State *s, const Qcow2Header *h, GError **errp);
+/* An entry for the current content. */
+Qcow2Snapshot *qcow2_snapshot_new(Qcow2State *s, const char *name, int64_t date_ns);
+void qcow2_snapshot_free(Qcow2Snapshot *snapshot);
+/* NULL: there is none. Main thread, where they change. */
+Qcow2Snapshot *qcow2_snapshot_find(Qcow2State *s, const char *name);
+/* What no write may hit. After every change of the table. */
+void qcow2_snapshot_extents_update(Qcow2State *s);
+
+/* ---- snapshot.c */
+extern const BlockSnapshotOps qcow2_snapshot_ops;
+
+/* ---- shadow.c: refcounts as they are to be, beside those that are */
+typedef struct Qcow2Shadow {
+    uint32_t n;       /* blocks */
+    uint8_t **blocks; /* NULL: there is none */
+    GArray *freed;    /* Qcow2Range: clusters that lost their last reference */
+} Qcow2Shadow;
+
+int coroutine_fn qcow2_shadow_load_locked(Qcow2State *s, Qcow2Shadow *shadow, GError **errp);
+void qcow2_shadow_free(Qcow2Shadow *shadow);
+uint64_t qcow2_shadow_get(const Qcow2State *s, const Qcow2Shadow *shadow, uint64_t cluster);
+/* Change the counts of the clusters that the bytes touch by +1 or -1. -EIO: a count that cannot be; -ERANGE:
+ * more than refcounts of this width can count. */
+int qcow2_shadow_add(Qcow2State *s, Qcow2Shadow *shadow, uint64_t offset, uint64_t bytes, int delta);
+/* The same for all that the L1 table refers to: L2 tables, and what those refer to. */
+int coroutine_fn qcow2_shadow_add_tree_locked(Qcow2State *s, Qcow2Shadow *shadow, const Qcow2Directory *l1,
+                                              int delta);
+
+/* ---- transition.c: from one set of tables to another by one write of the header */
+typedef struct Qcow2Transition Qcow2Transition;
+
+/* The node is drained. Nothing that the header reaches changes before the commit. */
+int coroutine_fn qcow2_transition_prepare(Qcow2State *s, const BlockSnapshotChange *change,
+                                          Qcow2Transition **out, GError **errp);
+int coroutine_fn qcow2_transition_commit(Qcow2State *s, Qcow2Transition *t, GError **errp);
+void coroutine_fn qcow2_transition_abort(Qcow2State *s, Qcow2Transition *t);
 
 /* ---- cluster.c */
 typedef enum Qcow2Type {
@@ -257,8 +318,10 @@ void qcow2_l2_store(Qcow2State *s, Qcow2Table *t, uint32_t i, Qcow2L2Entry e);
 Qcow2Type qcow2_l2_type(const Qcow2State *s, Qcow2L2Entry e, uint32_t sub);
 /* Where compressed data lies. */
 Qcow2Extent qcow2_compressed_extent(const Qcow2State *s, uint64_t entry);
-/* Type and place of a prefix of the range. */
+/* Type and place of a prefix of the range, by the current tables or by those of an L1 table. */
 int coroutine_fn qcow2_lookup_locked(Qcow2State *s, int64_t offset, int64_t bytes, Qcow2Mapping *m);
+int coroutine_fn qcow2_lookup_in_locked(Qcow2State *s, const Qcow2Directory *l1, int64_t offset,
+                                        int64_t bytes, Qcow2Mapping *m);
 /* The L2 table of a guest offset, pinned, for changing it: made, or made our own, where necessary. */
 int coroutine_fn qcow2_l2_writable_locked(Qcow2State *s, int64_t offset, Qcow2Table **out);
 /* Drop what the entry refers to. */
@@ -289,6 +352,10 @@ void qcow2_busy_end_locked(Qcow2State *s, Qcow2Busy *b);
 /* ---- read.c, compress.c, write.c, zero.c, status.c, resize.c */
 int coroutine_fn qcow2_co_preadv(BlockNode *node, int64_t offset, int64_t bytes, const IoVector *qiov,
                                  size_t qiov_offset, BlockRequestFlags flags);
+int coroutine_fn qcow2_read_range(Qcow2State *s, const Qcow2Directory *l1, int64_t offset, int64_t bytes,
+                                  const IoVector *qiov, size_t qiov_offset);
+/* L1 entries for an image of `length` bytes. */
+uint64_t qcow2_l1_entries(const Qcow2State *s, int64_t length);
 /* Guest bytes for copy-on-write: zeroes from the end of the node on. */
 int coroutine_fn qcow2_read_source(Qcow2State *s, int64_t offset, int64_t bytes, uint8_t *buf);
 /* 0 or -EIO; in the calling thread. */
@@ -302,6 +369,8 @@ int coroutine_fn qcow2_co_pwrite_zeroes(BlockNode *node, int64_t offset, int64_t
 /* Write zero bytes, through the driver's own writing. */
 int coroutine_fn qcow2_write_zero_bytes(BlockNode *node, int64_t offset, int64_t end);
 int coroutine_fn qcow2_co_pdiscard(BlockNode *node, int64_t offset, int64_t bytes);
+int coroutine_fn qcow2_block_status_in(Qcow2State *s, const Qcow2Directory *l1, int64_t offset, int64_t bytes,
+                                       int64_t *pnum, BlockChild **child, int64_t *child_offset);
 int coroutine_fn qcow2_co_block_status(BlockNode *node, int64_t offset, int64_t bytes, int64_t *pnum,
                                        BlockChild **child, int64_t *child_offset);
 int coroutine_fn qcow2_co_truncate(BlockNode *node, int64_t length, GError **errp);

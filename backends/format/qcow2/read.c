@@ -36,14 +36,14 @@ static int coroutine_fn read_mapped(Qcow2State *s, const Qcow2Mapping *m, int64_
     }
 }
 
-static int coroutine_fn read_range(Qcow2State *s, int64_t offset, int64_t bytes, const IoVector *qiov,
-                                   size_t qiov_offset)
+int coroutine_fn qcow2_read_range(Qcow2State *s, const Qcow2Directory *l1, int64_t offset, int64_t bytes,
+                                  const IoVector *qiov, size_t qiov_offset)
 {
     int ret = 0;
     while (bytes > 0 && ret == 0) {
         Qcow2Mapping m;
         co_mutex_lock(&s->lock);
-        ret = qcow2_lookup_locked(s, offset, bytes, &m);
+        ret = qcow2_lookup_in_locked(s, l1, offset, bytes, &m);
         unsigned epoch = qcow2_io_enter_locked(s);
         co_mutex_unlock(&s->lock);
         ret = ret < 0 ? ret : read_mapped(s, &m, offset, qiov, qiov_offset);
@@ -58,7 +58,8 @@ static int coroutine_fn read_range(Qcow2State *s, int64_t offset, int64_t bytes,
 int coroutine_fn qcow2_co_preadv(BlockNode *node, int64_t offset, int64_t bytes, const IoVector *qiov,
                                  size_t qiov_offset, BlockRequestFlags flags)
 {
-    return read_range(node->opaque, offset, bytes, qiov, qiov_offset);
+    Qcow2State *s = node->opaque;
+    return qcow2_read_range(s, &s->l1, offset, bytes, qiov, qiov_offset);
 }
 
 int coroutine_fn qcow2_read_source(Qcow2State *s, int64_t offset, int64_t bytes, uint8_t *buf)
@@ -67,5 +68,5 @@ int coroutine_fn qcow2_read_source(Qcow2State *s, int64_t offset, int64_t bytes,
     memset(buf + inside, 0, (size_t)(bytes - inside));
     struct iovec iov = {buf, (size_t)inside};
     IoVector v = {&iov, 1, (size_t)inside};
-    return read_range(s, offset, inside, &v, 0);
+    return qcow2_read_range(s, &s->l1, offset, inside, &v, 0);
 }

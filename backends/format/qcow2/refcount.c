@@ -245,7 +245,7 @@ int coroutine_fn qcow2_alloc_locked(Qcow2State *s, uint64_t n, uint64_t *offset)
 
 /* ---- Giving them back */
 
-static void add_range(GArray *ranges, uint64_t cluster)
+void qcow2_range_add(GArray *ranges, uint64_t cluster)
 {
     Qcow2Range *last = ranges->len ? &g_array_index(ranges, Qcow2Range, ranges->len - 1) : NULL;
     if (last && last->first + last->count == cluster) {
@@ -272,7 +272,7 @@ int coroutine_fn qcow2_unref_locked(Qcow2State *s, uint64_t first, uint64_t coun
             s->free_hint = MIN(s->free_hint, c);
             qcow2_cache_forget(&s->l2_cache, c << s->cluster_bits);
             if (freed) {
-                add_range(freed, c);
+                qcow2_range_add(freed, c);
             }
         }
     }

@@ -12,8 +12,7 @@
 #include "backends/format/qcow2/qcow2.h"
 #include "util/error.h"
 
-/* L1 entries for an image of `length` bytes. */
-static uint64_t l1_entries(const Qcow2State *s, int64_t length)
+uint64_t qcow2_l1_entries(const Qcow2State *s, int64_t length)
 {
     uint32_t bits = s->cluster_bits + s->l2_bits;
     return ((uint64_t)length + (UINT64_C(1) << bits) - 1) >> bits;
@@ -60,7 +59,7 @@ static int coroutine_fn grow_l1_locked(Qcow2State *s, uint64_t n)
 
 static int coroutine_fn make_room_locked(Qcow2State *s, int64_t length)
 {
-    uint64_t n = l1_entries(s, length);
+    uint64_t n = qcow2_l1_entries(s, length);
     int ret = qcow2_begin_change_locked(s);
     if (ret == 0 && n * 8 > (uint64_t)QCOW2_MAX_L1_BYTES) {
         ret = -EFBIG;
@@ -102,7 +101,7 @@ int coroutine_fn qcow2_co_truncate(BlockNode *node, int64_t length, GError **err
     if (length < old) {
         return bg_error_set(errp, ENOTSUP, "node '%s': shrinking a qcow2 image is not supported", node->name);
     }
-    if (s->version < 3 && s->n_snapshots) {
+    if (s->version < 3 && s->snapshots->len) {
         return bg_error_set(errp, ENOTSUP,
                             "node '%s': a qcow2 image of version 2 with snapshots cannot be resized",
                             node->name);

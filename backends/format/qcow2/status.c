@@ -7,13 +7,13 @@
 
 #include "backends/format/qcow2/qcow2.h"
 
-int coroutine_fn qcow2_co_block_status(BlockNode *node, int64_t offset, int64_t bytes, int64_t *pnum,
-                                       BlockChild **child, int64_t *child_offset)
+int coroutine_fn qcow2_block_status_in(Qcow2State *s, const Qcow2Directory *l1, int64_t offset, int64_t bytes,
+                                       int64_t *pnum, BlockChild **child, int64_t *child_offset)
 {
-    Qcow2State *s = node->opaque;
+    BlockNode *node = s->node;
     Qcow2Mapping m;
     co_mutex_lock(&s->lock);
-    int ret = qcow2_lookup_locked(s, offset, bytes, &m);
+    int ret = qcow2_lookup_in_locked(s, l1, offset, bytes, &m);
     co_mutex_unlock(&s->lock);
     if (ret < 0) {
         return ret;
@@ -33,4 +33,11 @@ int coroutine_fn qcow2_co_block_status(BlockNode *node, int64_t offset, int64_t 
         *child_offset = offset;
         return node->backing ? BLOCK_STATUS_RECURSE : BLOCK_STATUS_ZERO;
     }
+}
+
+int coroutine_fn qcow2_co_block_status(BlockNode *node, int64_t offset, int64_t bytes, int64_t *pnum,
+                                       BlockChild **child, int64_t *child_offset)
+{
+    Qcow2State *s = node->opaque;
+    return qcow2_block_status_in(s, &s->l1, offset, bytes, pnum, child, child_offset);
 }
