@@ -65,8 +65,8 @@ typedef struct BlockSnapshotOps {
     void coroutine_fn (*co_abort)(BlockNode *node, void *state);
 
     /*
-     * A snapshot's content for reading: *view is passed to the others; *length in bytes. -EBUSY from
-     * co_prepare(DELETE) while one is open.
+     * A snapshot's content for reading: *view is passed to the others; *length in bytes. While one is open,
+     * co_prepare(DELETE) gives -EBUSY, or the content stays readable until it is closed.
      */
     int coroutine_fn (*co_view_open)(BlockNode *node, const char *name, void **view, int64_t *length,
                                      GError **errp);

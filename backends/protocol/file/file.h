@@ -10,6 +10,7 @@
 
 #include "block/driver.h"
 #include "block/node.h"
+#include "block/snapshot.h"
 
 typedef struct FileState {
     /* -- set at open */
@@ -81,5 +82,9 @@ int64_t coroutine_fn file_co_size(FileState *s);
 int coroutine_fn file_co_block_status(BlockNode *node, int64_t offset, int64_t bytes, int64_t *pnum,
                                       BlockChild **child, int64_t *child_offset);
 int64_t coroutine_fn file_co_get_allocated(BlockNode *node);
+
+/* ---- snapshot.c */
+
+extern const BlockSnapshotOps file_snapshot_ops;
 
 #endif /* BG_BACKENDS_FILE_H */

@@ -295,6 +295,7 @@ static const char *const file_names[] = {"filename", NULL};
     .set_perm = file_set_perm,                                                                               \
     .abort_perm_update = file_abort_perm_update,                                                             \
     .durable = file_durable,                                                                                 \
+    .snapshots = &file_snapshot_ops,                                                                         \
     .filename = file_filename,                                                                               \
 }
 /* clang-format on */
