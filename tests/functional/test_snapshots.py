@@ -238,7 +238,7 @@ def test_busy_while_read(place):
         assert reader.read() == mirror
         data = os.lseek(reader.fileno(), 0, os.SEEK_DATA)
         hole = os.lseek(reader.fileno(), data, os.SEEK_HOLE)
-        assert not any(mirror[:data]) and any(mirror[data:hole])
+        assert not any(mirror[:data]) and data < hole
     deadline = time.monotonic() + 10  # the kernel sends RELEASE when it likes
     while os.path.exists(daemon.file(".snap") / "s"):
         try:
