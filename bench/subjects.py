@@ -3,6 +3,7 @@
 SPDX-License-Identifier: GPL-2.0-or-later
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -135,8 +136,54 @@ def make_image(path, size):
     return path
 
 
+CHAIN = 8  # backings below the image
+CLUSTER = 64 << 10
+
+
+def make_qcow2(path, size, level=None):
+    """All clusters allocated; of a chain's level, those that are this level's share."""
+    backing = ["-u", "-b", f"{path}.{level + 1}", "-F", "qcow2"] if level is not None and level < CHAIN else []
+    here = f"{path}.{level}" if level else path
+    run("qemu-img", "create", "-q", "-f", "qcow2", *backing, here, str(size))
+    offsets = range(0, size, CLUSTER) if level is None else \
+        range(level * CLUSTER, size, (CHAIN + 1) * CLUSTER)
+    commands = [f"write -q -P {1 + offset // CLUSTER % 255} {offset} {CLUSTER}" for offset in offsets]
+    for first in range(0, len(commands), 1000):
+        words = [word for command in commands[first:first + 1000] for word in ("-c", command)]
+        # The chain is opened without its backings: whole clusters are written.
+        run("qemu-io", "--image-opts", *words, f"driver=qcow2,file.filename={here}"
+            + (",backing=" if backing else ""))
+
+
+def qcow2_blockdev(path, direct, depth, level=0):
+    """The image, over `depth` backings, as JSON for --blockdev."""
+    node = {"driver": "qcow2", "discard": "unmap",
+            "file": {"driver": "file", "filename": f"{path}.{level}" if level else str(path), "aio": "io_uring",
+                     "discard": "unmap", "cache": {"direct": direct}}}
+    if level:
+        node["read-only"] = True
+    if level < depth:
+        node["backing"] = qcow2_blockdev(path, direct, depth, level + 1)
+    elif depth:
+        node["backing"] = None
+    return node
+
+
+def of_qcow2(kind, arguments, work, fast):
+    size, chosen = arguments.size * MIB, []
+    for make, name in ((lambda *a: blockgraphfs(arguments, *a), "blockgraphfs"), (qemu_storage_daemon, "qsd")):
+        image = fast.directory / f"{kind}-{name}.qcow2"
+        for level in range(CHAIN, -1, -1) if kind == "chain" else [None]:
+            make_qcow2(image, size, level)
+        node = qcow2_blockdev(image, fast.direct, CHAIN if kind == "chain" else 0)
+        chosen.append(make(work, size, json.dumps({"node-name": "n", **node})))
+    return chosen
+
+
 def of_kind(kind, arguments, work, fast):
-    """The subjects for "null" or "file" nodes."""
+    """The subjects for one kind of node."""
+    if kind in ("qcow2", "chain"):
+        return of_qcow2(kind, arguments, work, fast)
     with_nbdfuse = arguments.nbdfuse and shutil.which("nbdfuse") and shutil.which("nbdkit")
     if kind == "null":
         size = 1 << 30

@@ -17,6 +17,8 @@ class Target:
     """What issue and documentation promise: a ratio to qemu-storage-daemon, per kind of node."""
     null: float = None
     file: float = None
+    qcow2: float = None
+    chain: float = None
 
 
 @dataclass(frozen=True)
@@ -27,22 +29,28 @@ class Cell:
     depth: int = 1
     jobs: int = 1
     fsync: int = 0
+    allocating: bool = False  # once over the whole image, which is emptied before
     target: Target = Target()
     kinds: tuple = ("null", "file")
 
     @property
     def unit(self):
-        return "MiB/s" if self.block >= 1 << 20 else "IOPS"
+        return "MiB/s" if self.block >= 1 << 18 else "IOPS"
 
 
 KIB, MIB = 1 << 10, 1 << 20
 
+ALL = ("null", "file", "qcow2", "chain")
+
 CELLS = (
     Cell("randread-4k-depth1", "randread", 4 * KIB, target=Target(1.0, 1.0)),
     Cell("randread-4k-depth1-2jobs", "randread", 4 * KIB, jobs=2, target=Target(1.0, 1.0)),
-    Cell("randread-4k-depth32", "randread", 4 * KIB, depth=32, target=Target(1.3, 1.5)),
+    Cell("randread-4k-depth32", "randread", 4 * KIB, depth=32, target=Target(1.3, 1.5, 2.0, 1.5), kinds=ALL),
     Cell("randread-4k-depth32-2jobs", "randread", 4 * KIB, depth=32, jobs=2, target=Target(1.3, 1.5)),
-    Cell("randwrite-4k-depth32", "randwrite", 4 * KIB, depth=32, target=Target(1.5, 1.5)),
+    Cell("randwrite-4k-depth32", "randwrite", 4 * KIB, depth=32, target=Target(1.5, 1.5, 1.5),
+         kinds=("null", "file", "qcow2")),
+    Cell("write-256k-allocating", "write", 256 * KIB, depth=4, allocating=True, target=Target(qcow2=1.2),
+         kinds=("qcow2",)),
     Cell("read-1M", "read", MIB, depth=4, target=Target(1.2, 1.2)),
     Cell("write-1M", "write", MIB, depth=4, target=Target(1.2, 1.2)),
     Cell("randwrite-4k-fsync", "randwrite", 4 * KIB, fsync=1, kinds=("file",)),
@@ -62,12 +70,23 @@ def cpu_seconds(pid):
     return (int(fields[11]) + int(fields[12])) / TICKS
 
 
+def empty(subject):
+    """Punch out the whole file, so that writing it allocates again."""
+    done = subprocess.run(["fallocate", "--punch-hole", "--offset=0", f"--length={subject.size}", subject.path],
+                          capture_output=True, text=True, timeout=60, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"bench: {subject.name}: {done.stderr}")
+
+
 def run_cell(cell, subject, runtime):
     """Run one job on one subject."""
+    if cell.allocating:
+        empty(subject)
     command = ["fio", "--output-format=json", f"--name={cell.name}", f"--filename={subject.path}",
                "--ioengine=io_uring", f"--direct={int(subject.direct)}", "--thread", "--group_reporting",
                f"--rw={cell.rw}", f"--bs={cell.block}", f"--iodepth={cell.depth}", f"--numjobs={cell.jobs}",
-               f"--size={subject.size}", f"--fsync={cell.fsync}", "--time_based", f"--runtime={runtime}",
+               f"--size={subject.size}", f"--fsync={cell.fsync}",
+               *([] if cell.allocating else ["--time_based", f"--runtime={runtime}"]),
                "--norandommap", "--randrepeat=0", "--allow_file_create=0", "--fallocate=none",
                "--invalidate=0", "--unlink=0"]
     before = cpu_seconds(subject.pid) if subject.pid else 0

@@ -1,0 +1,118 @@
+"""How long writers wait while snapshots are taken, here and in qemu-storage-daemon.
+
+fio writes 4 KiB blocks at random to an image that is allocated throughout, and logs the latency of every
+request. Meanwhile snapshots are taken by QMP, the same commands for both daemons. A snapshot's stall is the
+longest latency of the requests that were in flight between its begin and a little after its end.
+
+SPDX-License-Identifier: GPL-2.0-or-later
+"""
+
+import json
+import socket
+import statistics
+import subprocess
+import threading
+import time
+from dataclasses import dataclass
+
+MIB = 1 << 20
+SNAPSHOTS = 12  # of each kind, per round
+PAUSE = 0.25  # s between them
+TAIL = 0.02  # s after the end that still count
+
+
+class Monitor:
+    """A QMP client; just enough."""
+
+    def __init__(self, path):
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.settimeout(60)
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                self.socket.connect(str(path))
+                break
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+        self.lines = self.socket.makefile("r", encoding="utf-8")
+        self.lines.readline()
+        self.call("qmp_capabilities")
+
+    def call(self, command, **arguments):
+        self.socket.sendall(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
+        while True:
+            reply = json.loads(self.lines.readline())
+            if "error" in reply:
+                raise SystemExit(f"bench: {command}: {reply['error']['desc']}")
+            if "return" in reply:
+                return reply["return"]
+
+    def close(self):
+        self.socket.close()
+
+
+@dataclass(frozen=True)
+class Stall:
+    """Milliseconds."""
+    stall: float  # the worst latency around one snapshot
+    took: float  # from the command to its answer
+
+
+def internal(monitor, _directory, number):
+    monitor.call("blockdev-snapshot-internal-sync", device="n", name=f"s{number}")
+
+
+def external(monitor, directory, number):
+    top = "n" if number == 0 else f"o{number - 1}"
+    monitor.call("blockdev-snapshot-sync", **{"node-name": top, "snapshot-file": f"{directory}-{number}.qcow2",
+                                              "snapshot-node-name": f"o{number}", "format": "qcow2"})
+
+
+KINDS = {"internal": internal, "external": external}
+
+
+def latencies(log):
+    """(end, latency) in seconds of each request that fio logged."""
+    with open(log, encoding="ascii") as lines:
+        for line in lines:
+            fields = line.split(",")
+            yield int(fields[0]) / 1000, int(fields[1]) / 1e9
+
+
+def measure(subject, monitor, kind, overlays, first, work):
+    """Take snapshots under load; a Stall for each."""
+    log, seconds = work / f"{kind}-{subject.name}", SNAPSHOTS * (PAUSE + 0.3) + 1
+    fio = subprocess.Popen(
+        ["fio", "--name=load", f"--filename={subject.path}", f"--size={subject.size}", "--rw=randwrite", "--bs=4k",
+         "--iodepth=8", "--ioengine=io_uring", "--direct=1", "--thread", "--time_based", f"--runtime={seconds}",
+         f"--write_lat_log={log}", "--norandommap", "--allow_file_create=0", "--fallocate=none", "--invalidate=0",
+         "--unlink=0", "--log_unix_epoch=1"],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    reader = threading.Thread(target=fio.communicate)
+    reader.start()
+    time.sleep(1)
+    times = []
+    for number in range(first, first + SNAPSHOTS):
+        begin = time.time()
+        KINDS[kind](monitor, overlays, number)
+        times.append((begin, time.time()))
+        time.sleep(PAUSE)
+    fio.terminate()  # it ends in order, and writes its log
+    reader.join(60)
+    logged = list(latencies(f"{log}_clat.1.log"))
+    return [Stall(1000 * max((latency for end, latency in logged
+                              if end + 0.001 >= begin and end - latency <= done + TAIL), default=0),
+                  1000 * (done - begin)) for begin, done in times]
+
+
+def percentile(values, percent):
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, round(percent / 100 * (len(ordered) - 1)))]
+
+
+def row(name, stalls):
+    values = [s.stall for s in stalls]
+    return [name, *(f"{v:.1f}" for v in (percentile(values, 50), percentile(values, 99), max(values),
+                                         statistics.median(s.took for s in stalls)))]
