@@ -10,10 +10,11 @@
 
 #include "backends/format/qcow2/qcow2.h"
 #include "tests/unit/driver-test-util.h"
+#include "tests/unit/qcow2-image.h"
 
 #define KIB     INT64_C(1024)
 #define MIB     (1024 * KIB)
-#define CLUSTER (4 * KIB)
+#define CLUSTER QCOW2_IMAGE_CLUSTER
 
 /* ---- Refcounts */
 
@@ -103,22 +104,6 @@ static void test_entry_types(TestEnv *env)
 
 /* ---- Headers */
 
-/* Cluster 0: header, 1: refcount table, 2: refcount block, 3: L1 table; 16-bit refcounts. */
-static void make_header(uint8_t *b, int64_t size)
-{
-    memset(b, 0, CLUSTER);
-    qcow2_store32(b, QCOW2_MAGIC);
-    qcow2_store32(b + 4, 3);
-    qcow2_store32(b + 20, 12);
-    qcow2_store64(b + 24, (uint64_t)size);
-    qcow2_store32(b + 36, (uint32_t)((size + 2 * MIB - 1) / (2 * MIB)));
-    qcow2_store64(b + 40, 3 * CLUSTER);
-    qcow2_store64(b + 48, CLUSTER);
-    qcow2_store32(b + 56, 1);
-    qcow2_store32(b + 96, 4);
-    qcow2_store32(b + 100, 104);
-}
-
 static void check_accepted(const Qcow2Header *h, int64_t length)
 {
     uint64_t cluster = UINT64_C(1) << h->cluster_bits,
@@ -141,7 +126,7 @@ static void test_hostile_headers(TestEnv *env)
     g_autoptr(GRand) rand = g_rand_new_with_seed(1);
     uint8_t good[CLUSTER], bad[CLUSTER];
     unsigned accepted = 0, refused = 0;
-    make_header(good, 8 * MIB);
+    qcow2_image_header(good, 8 * MIB);
     for (unsigned i = 0; i < 30000; i++) {
         static const uint8_t extremes[] = {0, 1, 0x7f, 0x80, 0xff};
         memcpy(bad, good, CLUSTER);
@@ -194,12 +179,7 @@ static BlockBackend *coroutine_fn image_open(TestEnv *env, const char *options)
 {
     BlockNode *f = test_open(env, "{'driver':'test-mem','node-name':'f','size':16384,'capacity':'16M',"
                                   "'growable':true}");
-    uint8_t *data = test_mem(f)->data;
-    make_header(data, 8 * MIB);
-    qcow2_store64(data + CLUSTER, 2 * CLUSTER);
-    for (unsigned i = 0; i < 4; i++) {
-        qcow2_refcount_store(data + 2 * CLUSTER, 4, i, 1);
-    }
+    qcow2_image_make(test_mem(f)->data, 8 * MIB);
     return test_backend(
         env, "b",
         test_open(env, "{'driver':'qcow2','node-name':'q','file':'f'%s%s}", *options ? "," : "", options));
