@@ -59,7 +59,6 @@ struct Server {
     AioContext **contexts; /* theirs */
     BlockGraph *graph;
     GPtrArray *mounts; /* ServerMount */
-    guint signal_sources[3];
     bool cleaner;
     int status;
     GError **open_errp; /* of the coroutine that opens the nodes */
@@ -179,21 +178,14 @@ static gboolean on_hangup(gpointer opaque)
     return G_SOURCE_CONTINUE;
 }
 
+/* They stay to the end of the process, when nobody looks at them any more: a signal that comes late, after a
+ * clean end, must not make it look like a crash. */
 static void add_signals(Server *server)
 {
     signal(SIGPIPE, SIG_IGN);
-    server->signal_sources[0] = g_unix_signal_add(SIGTERM, on_stop_signal, server);
-    server->signal_sources[1] = g_unix_signal_add(SIGINT, on_stop_signal, server);
-    server->signal_sources[2] = g_unix_signal_add(SIGHUP, on_hangup, server);
-}
-
-static void remove_signals(Server *server)
-{
-    for (unsigned i = 0; i < G_N_ELEMENTS(server->signal_sources); i++) {
-        if (server->signal_sources[i]) {
-            g_source_remove(server->signal_sources[i]);
-        }
-    }
+    g_unix_signal_add(SIGTERM, on_stop_signal, server);
+    g_unix_signal_add(SIGINT, on_stop_signal, server);
+    g_unix_signal_add(SIGHUP, on_hangup, server);
 }
 
 /* ---- Starting: threads and nodes */
@@ -478,7 +470,6 @@ int server_run(Server *server)
 
 void server_free(Server *server)
 {
-    remove_signals(server);
     g_ptr_array_free(server->iothreads, TRUE);
     g_free(server->contexts);
     g_ptr_array_free(server->mounts, TRUE);

@@ -15,6 +15,7 @@ import time
 
 import pytest
 
+import harness
 import system
 from harness import DISK
 from system import MiB
@@ -360,3 +361,15 @@ def test_json_with_dotted_keys(place):
     assert "name with dots" in place.refuse(graph, mountpoint)
     twice = json.dumps({**dotted, "file": {"driver": "file"}})
     assert "given more than once" in place.refuse(f"json:{twice}", mountpoint)
+
+
+def test_signals_until_the_very_end(place):
+    """SIGTERM again and again until the process has gone: never its default action."""
+    for number in range(harness.count(3, 30)):
+        mountpoint = place.directory(f"mnt{number}")
+        daemon = place.start("--blockdev", "null-co,node-name=n,size=1M", "none", mountpoint,
+                             mountpoints=[mountpoint], stderr_allowed="already stopping")
+        while daemon.process.poll() is None:
+            daemon.process.send_signal(signal.SIGTERM)
+            daemon.process.send_signal(signal.SIGINT)
+        daemon.wait_exit()
