@@ -72,6 +72,11 @@ def table(kind, results, fast):
     return f"**{where}**, medians of {rounds} round{'s' if rounds > 1 else ''}\n\n{layout(rows)}\n"
 
 
+def snapshot_table(rows, fast, size):
+    return (f"**snapshots of a qcow2 image of {size} MiB on {fast.description}**: how long requests of a load of 4k random "
+            f"writes, depth 8, waited, in ms\n\n{layout(rows)}\n")
+
+
 def version_of(*command):
     try:
         done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)

@@ -15,8 +15,10 @@ import threading
 import time
 from dataclasses import dataclass
 
+import subjects
+
 MIB = 1 << 20
-SNAPSHOTS = 12  # of each kind, per round
+SNAPSHOTS = 8  # per round
 PAUSE = 0.25  # s between them
 TAIL = 0.02  # s after the end that still count
 
@@ -81,7 +83,7 @@ def latencies(log):
             yield int(fields[0]) / 1000, int(fields[1]) / 1e9
 
 
-def measure(subject, monitor, kind, overlays, first, work):
+def measure(subject, monitor, kind, overlays, work):
     """Take snapshots under load; a Stall for each."""
     log, seconds = work / f"{kind}-{subject.name}", SNAPSHOTS * (PAUSE + 0.3) + 1
     fio = subprocess.Popen(
@@ -94,7 +96,7 @@ def measure(subject, monitor, kind, overlays, first, work):
     reader.start()
     time.sleep(1)
     times = []
-    for number in range(first, first + SNAPSHOTS):
+    for number in range(SNAPSHOTS):
         begin = time.time()
         KINDS[kind](monitor, overlays, number)
         times.append((begin, time.time()))
@@ -107,12 +109,51 @@ def measure(subject, monitor, kind, overlays, first, work):
                   1000 * (done - begin)) for begin, done in times]
 
 
+def run_round(make, fast, kind, size, work):
+    """One daemon on a fresh image; its snapshots' stalls."""
+    monitor_path = work / "monitor.sock"
+    monitor_path.unlink(missing_ok=True)
+    image = fast.directory / "snapshot.qcow2"
+    subjects.make_qcow2(image, size)
+    node = {"node-name": "n", **subjects.qcow2_blockdev(image, fast.direct, 0)}
+    try:
+        with make(json.dumps(node), monitor_path) as subject:
+            monitor = Monitor(monitor_path)
+            try:
+                return measure(subject, monitor, kind, fast.directory / "overlay", work)
+            finally:
+                monitor.close()
+    finally:
+        for path in [image, *fast.directory.glob("overlay-*.qcow2")]:
+            path.unlink(missing_ok=True)
+
+
+def measure_all(arguments, work, fast, progress):
+    """{(kind, daemon): [Stall, …]}, in interleaved rounds."""
+    size, results = arguments.size * MIB, {}
+    makers = {"blockgraphfs": lambda node, path: subjects.blockgraphfs(arguments, work, size, node, path),
+              "qemu-storage-daemon": lambda node, path: subjects.qemu_storage_daemon(work, size, node, path)}
+    for number in range(arguments.rounds):
+        for kind in KINDS:
+            for name in list(makers)[::1 if number % 2 else -1]:
+                progress(f"snapshot: round {number + 1} of {arguments.rounds}, {kind}, {name}")
+                results.setdefault((kind, name), []).extend(run_round(makers[name], fast, kind, size, work))
+    return results
+
+
 def percentile(values, percent):
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, round(percent / 100 * (len(ordered) - 1)))]
 
 
-def row(name, stalls):
-    values = [s.stall for s in stalls]
-    return [name, *(f"{v:.1f}" for v in (percentile(values, 50), percentile(values, 99), max(values),
-                                         statistics.median(s.took for s in stalls)))]
+def rows(results):
+    """The table: each daemon's stalls in ms, and the ratio of the worst ones."""
+    table = [["snapshot", "daemon", "p50", "p99", "worst", "took (median)", "ratio of the worst"]]
+    for (kind, name), stalls in sorted(results.items()):
+        values = [s.stall for s in stalls]
+        peer = max(s.stall for s in results[(kind, "qemu-storage-daemon")])
+        ratio = max(values) / peer if name == "blockgraphfs" and peer else None
+        table.append([kind, name, *(f"{v:.1f}" for v in (percentile(values, 50), percentile(values, 99), max(values),
+                                                         statistics.median(s.took for s in stalls))),
+                      f"{ratio:.2f} (≤ 0.5: {'yes' if ratio <= 0.5 else 'NO'})" if ratio is not None else ""])
+    return table

@@ -106,17 +106,21 @@ class FuseDaemon(Subject):
                 unmount(self.path)
 
 
-def blockgraphfs(arguments, work, size, blockdev):
+def monitor_words(path):
+    return ["--chardev", f"socket,id=c,path={path},server=on,wait=off", "--monitor", "chardev=c"] if path else []
+
+
+def blockgraphfs(arguments, work, size, blockdev, monitor=None):
     options = [f"transport={arguments.transport}", *arguments.option]
     return FuseDaemon("blockgraphfs", work, size,
                       [arguments.blockgraphfs, "-f", *[w for o in options for w in ("-o", o)],
-                       "--blockdev", blockdev,
+                       *monitor_words(monitor), "--blockdev", blockdev,
                        "--export", "type=fuse,id=e,node-name=n,mountpoint=@MOUNTPOINT@,writable=on"])
 
 
-def qemu_storage_daemon(work, size, blockdev):
+def qemu_storage_daemon(work, size, blockdev, monitor=None):
     return FuseDaemon("qemu-storage-daemon", work, size,
-                      ["qemu-storage-daemon", "--blockdev", blockdev,
+                      ["qemu-storage-daemon", *monitor_words(monitor), "--blockdev", blockdev,
                        "--export", "type=fuse,id=e,node-name=n,mountpoint=@MOUNTPOINT@,writable=on"])
 
 
