@@ -241,6 +241,9 @@ static int direct_alignment(const FileState *s, uint32_t *request, uint32_t *mem
     }
     /* An empty file lets any probe pass; a disk's sector is the least that is believable. */
     *request = MAX(*request, 512);
+    /* A zram device with blocks of 4 KiB says that it takes any 512 bytes, and then reads each block to the
+     * start of its page in memory, over what is there (Linux 6.18). */
+    *memory = MAX(*memory, *request);
     return 0;
 }
 
