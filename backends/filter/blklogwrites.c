@@ -485,6 +485,12 @@ static int64_t coroutine_fn logwrites_co_get_allocated(BlockNode *node)
     return block_node_co_get_allocated(node->file->node);
 }
 
+/* A snapshot below could be taken, but a return to it would not be in the log. */
+static bool logwrites_passes_through(BlockNode *node)
+{
+    return false;
+}
+
 static const char *const logwrites_children[] = {"file", "log", NULL};
 
 const BlockDriver block_driver_blklogwrites = {
@@ -502,4 +508,5 @@ const BlockDriver block_driver_blklogwrites = {
     .co_get_allocated = logwrites_co_get_allocated,
     .child_perm = logwrites_child_perm,
     .durable = logwrites_durable,
+    .passes_through = logwrites_passes_through,
 };
