@@ -92,16 +92,18 @@ class Worker:
         return bytes(data)
 
     def at_moment(self, moment):
-        """(events that are durable then, events that have happened by then)"""
+        """What judge() takes: events that are durable then, events that have happened by then"""
         happened = sum(event[0] <= moment for event in self.history)
         synced = [i for i in range(happened) if self.history[i][1] == "synced"]
-        return (synced[-1] if synced else 0), happened
+        return (synced[-1] if synced else 0), happened, True
 
-    def expected(self, certain, possible):
-        """The content after so many events, and {sector: [others that may be]} if more may have happened."""
+    def expected(self, certain, possible, keep_durable):
+        """The content after so many events, and {sector: [others that may be]} if more may have happened.
+
+        keep_durable: the others have happened, and of them those that were durable at once are certain."""
         data, maybe = bytearray(self.initial), {}
         for i, (_, kind, first, content) in enumerate(self.history[:possible]):
-            if kind == "durable" or (kind == "touch" and i < certain):
+            if kind != "synced" and i < certain or kind == "durable" and keep_durable:
                 data[first * SECTOR:first * SECTOR + len(content)] = content
                 for sector in range(len(content) // SECTOR):
                     maybe.pop(first + sector, None)
@@ -110,10 +112,10 @@ class Worker:
                     maybe.setdefault(first + sector, []).append(content[:SECTOR])
         return bytes(data), maybe
 
-    def judge(self, image, certain, possible):
-        """Check the range in the image. How many sectors had to be as they are."""
+    def judge(self, image, certain, possible, keep_durable=False):
+        """Check the range in the image; see expected(). How many sectors had to be as they are."""
         got = image[self.start:self.start + len(self.initial)]
-        want, maybe = self.expected(certain, possible)
+        want, maybe = self.expected(certain, possible, keep_durable)
         for sector in range(self.sectors if got != want else 0):
             part = slice(sector * SECTOR, (sector + 1) * SECTOR)
             if got[part] != want[part] and got[part] not in maybe.get(sector, ()):

@@ -229,7 +229,7 @@ static void replay_cut(const Log *log, Image *image, uint64_t entries, uint64_t 
         errx(1, "the log has only %" PRIu64 " entries", log->count);
     }
     random_state = seed;
-    unsigned keep = (unsigned)random_below(9);
+    unsigned keep = (unsigned)random_below(8);
     for (uint64_t i = 0; i < entries; i++) {
         stable = log->entries[i].flags & FLUSH ? log->entries[i].covered : stable;
     }
