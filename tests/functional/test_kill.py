@@ -23,7 +23,7 @@ SIZE = WORKERS * REGION
 CASES = {
     "64k": ("", ""),
     "512": ("cluster_size=512,refcount_bits=64", ""),
-    "4k": ("cluster_size=4k,refcount_bits=4", "l2-cache-size = 16k\n"),
+    "4k": ("cluster_size=4k,refcount_bits=8", "l2-cache-size = 16k\n"),
     "extended": ("extended_l2=on,cluster_size=16k", "l2-cache-size = 1\nrefcount-cache-size = 1\n"),
     "v2": ("compat=0.10", ""),
 }

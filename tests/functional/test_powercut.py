@@ -41,7 +41,7 @@ BACKING = "backing.driver = qcow2\nbacking.file.driver = file\nbacking.file.file
 CASES = {
     "512": ("cluster_size=512,refcount_bits=64", SMALL_CACHES, ()),
     "512-backing": ("cluster_size=512", "", ("backing",)),
-    "4k": ("cluster_size=4k,refcount_bits=2", "", ("used",)),
+    "4k": ("cluster_size=4k,refcount_bits=2", "", ()),
     "4k-snapshot": ("cluster_size=4k", SMALL_CACHES, ("used", "snapshot")),
     "64k": ("", "", ()),
     "64k-backing": ("", "", ("backing", "used")),
