@@ -3,6 +3,7 @@
 SPDX-License-Identifier: GPL-2.0-or-later
 """
 
+import errno
 import os
 import shutil
 
@@ -135,6 +136,17 @@ def test_replay_gives_the_image(place, variant):
     qcow2.check(place, "replayed.qcow2")
     qcow2.compare(place, "replayed.qcow2", mirror)
     assert any(entry[2] & powercut.DISCARD for entry in powercut.entries(place, "log"))
+
+
+def test_snapshots_below_are_out_of_reach(place):
+    """A return to one would change the content without the log."""
+    qcow2.create(place, "disk.qcow2", "", MiB)
+    place.image("log", 0)
+    daemon = place.mount("[node disk]\ndriver = blklogwrites\nfile.driver = qcow2\nfile.file.driver = file\n"
+                         "file.file.filename = disk.qcow2\nlog.driver = file\nlog.filename = log\n")
+    with pytest.raises(OSError) as refused:
+        os.mkdir(daemon.file(".snap") / "one")
+    assert refused.value.errno == errno.EOPNOTSUPP
 
 
 def test_a_log_that_is_full(place):
