@@ -204,6 +204,29 @@ def test_power_cut(place, case):
     assert lost + torn > 0 and known > 1000
 
 
+def test_raw(place):
+    """Without a format: every synced sector, and in others nothing that was not written there."""
+    place.image("start.img", SIZE)
+    place.image("disk.img", SIZE)
+    log = place.image("log", 0)
+    daemon = place.mount("[node disk]\ndriver = blklogwrites\nlog-super-update-interval = 1\n"
+                         "file.driver = file\nfile.filename = disk.img\n"
+                         "log.driver = file\nlog.filename = log\n", "-o", "queues=3")
+    workers = [Worker(i, i * REGION, bytes(REGION), lambda: powercut.entries_so_far(log)) for i in range(WORKERS)]
+    run_all(workers, daemon.file("disk"), harness.count(100, 400))
+    daemon.stop()
+    complete = len(powercut.entries(place, log))
+    lost = 0
+    for _ in range(harness.count(10, 200)):
+        moment, seed = random.randrange(complete + 1), random.randrange(1 << 30)
+        print(f"cut at {moment} of {complete}, seed {seed}")
+        lost += sum(powercut.cut(place, log, "start.img", "cut.img", moment, seed))
+        data = (place.path / "cut.img").read_bytes()
+        for worker in workers:
+            worker.judge(data, *worker.at_moment(moment))
+    assert lost > 0
+
+
 def test_the_whole_log(place):
     """Nothing lost: no leaks, and the last content."""
     run = Run(place, "4k-snapshot")
