@@ -15,6 +15,7 @@
 
 /* Each names a `const BlockDriver block_driver_NAME` in the driver's own file. */
 #define BLOCK_DRIVERS(X)                                                                                     \
+    X(blklogwrites)                                                                                          \
     X(file)                                                                                                  \
     X(host_device)                                                                                           \
     X(null_aio)                                                                                              \

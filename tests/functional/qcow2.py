@@ -89,6 +89,12 @@ def content(place, image, *options):
     return (place.path / "convert.raw").read_bytes()
 
 
+def snapshots(place, image):
+    """The names of those that qemu-img lists."""
+    info = json.loads(place.run("qemu-img", "info", "--output=json", "-U", image).stdout)
+    return [snapshot["name"] for snapshot in info.get("snapshots", ())]
+
+
 def check(place, image):
     """Neither corruption nor leaks."""
     done = place.run("qemu-img", "check", "-f", "qcow2", image, check=False)

@@ -9,7 +9,6 @@ import json
 import os
 import random
 import struct
-import time
 
 import pytest
 
@@ -315,48 +314,3 @@ def test_corrupt_tables_are_not_followed(place):
     assert "corrupt" in daemon.graph("errors")
     daemon.stop()
     assert info(place, image)["corrupt"] is True
-
-
-@pytest.mark.limit(180)
-@pytest.mark.parametrize("variant", ("v3", "512", "4k-refcount2", "extended-16k"))
-def test_kill_at_any_time(place, variant):
-    """Whatever was under way: leaks at most, and what fsync has seen and nobody has changed since."""
-    image = qcow2.create(place, "disk.qcow2", VARIANTS[variant], 3 * MiB)
-    threads, region = 3, MiB
-    for number in range(harness.count(5, 50)):
-        daemon = place.mount(NODE.format(image=image) + "l2-cache-size = 16k\n", at=f"mnt{number}")
-
-        def work(thread):
-            """Numbers that grow, sector by sector; returns those that fsync has seen."""
-            choose = random.Random(thread + number * 10)
-            written, synced = {}, {}
-            try:
-                with opened(daemon.file("disk")) as fd:
-                    for i in range(1, 100000):
-                        at = thread * region + choose.randrange(region // 512) * 512
-                        if i % 23 == 0:
-                            written[at] = 0
-                            fileio.punch_hole(fd, at, 512)
-                        elif i % 17 == 0:
-                            os.fsync(fd)
-                            synced.update(written)
-                            written.clear()
-                        else:
-                            written[at] = (number << 32) + i
-                            os.pwrite(fd, struct.pack(">Q", (number << 32) + i) * 64, at)
-            except OSError as error:
-                assert error.errno in (errno.ENOTCONN, errno.ECONNABORTED, errno.ENOENT)
-            return {at: value for at, value in synced.items() if at not in written}
-
-        with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-            tasks = [pool.submit(work, thread) for thread in range(threads)]
-            time.sleep(random.uniform(0.05, 0.4))
-            daemon.crash()
-            synced = [task.result() for task in tasks]
-        place.run("umount", "-l", daemon.mountpoints[0])
-        done = place.run("qemu-img", "check", "-f", "qcow2", image, check=False)
-        assert done.returncode in (0, 3), done.stdout + done.stderr
-        data = qcow2.content(place, image)
-        for thread, sectors in enumerate(synced):
-            for at, value in sectors.items():
-                assert data[at:at + 512] == struct.pack(">Q", value) * 64, f"thread {thread}: {at}"
