@@ -47,6 +47,12 @@ typedef enum BlockRequestFlags {
         1 << 3, /* write-zeroes: reserve space, keep what the range reads as (fallocate mode 0) */
 } BlockRequestFlags;
 
+/* How an image is made. */
+typedef enum BlockCreateFlags {
+    BLOCK_CREATE_OVERWRITE = 1 << 0, /* storage that is there already may lose its content */
+    BLOCK_CREATE_DRY_RUN = 1 << 1,   /* only see whether the options make sense */
+} BlockCreateFlags;
+
 /* Block status of a range. */
 typedef enum BlockStatusFlags {
     BLOCK_STATUS_DATA = 1 << 0,      /* stored in this node */

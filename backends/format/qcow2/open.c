@@ -279,6 +279,7 @@ const BlockDriver block_driver_qcow2 = {
     .instance_size = sizeof(Qcow2State),
     .co_open = qcow2_co_open,
     .co_close = qcow2_co_close,
+    .co_create = qcow2_co_create,
     .co_preadv = qcow2_co_preadv,
     .co_pwritev = qcow2_co_pwritev,
     .co_flush = qcow2_co_flush,

@@ -375,6 +375,10 @@ int coroutine_fn qcow2_co_block_status(BlockNode *node, int64_t offset, int64_t 
                                        BlockChild **child, int64_t *child_offset);
 int coroutine_fn qcow2_co_truncate(BlockNode *node, int64_t length, GError **errp);
 
+/* ---- create.c */
+int coroutine_fn qcow2_co_create(BlockGraph *graph, BlockOptions *opts, BlockCreateFlags flags,
+                                 GError **errp);
+
 /* ---- Big-endian numbers at any address */
 
 static inline uint32_t qcow2_load32(const void *p)
