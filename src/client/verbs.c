@@ -12,9 +12,10 @@
 #include "util/error.h"
 #include "util/text.h"
 
-extern const ClientVerb client_verb_create, client_verb_help_text;
+extern const ClientVerb client_verb_check, client_verb_create, client_verb_help_text;
 
 const ClientVerb *const client_verbs[] = {
+    &client_verb_check,
     &client_verb_create,
     &client_verb_help_text,
     NULL,
