@@ -368,6 +368,14 @@ def test_snapshots_broken(place):
     assert agree(place, path) == 0
 
 
+def test_snapshot_whose_table_is_not_there(place, image):
+    place.run("qemu-img", "snapshot", "-c", "s", image.path)
+    image.put(image.get(64), 1 << 40)
+    assert agree(place, image.path) == 2
+    assert "snapshot 's'" in ours(place, image.path, "--repair")[2]
+    assert agree(place, image.path) == 2
+
+
 # ---- Anything
 
 def damage_at_random(image, choose):

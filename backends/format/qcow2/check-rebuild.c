@@ -197,11 +197,9 @@ static int coroutine_fn take_over(Rebuild *r)
 {
     Qcow2Check *c = r->c;
     Qcow2State *s = c->s;
-    unsigned max_tables = s->refcount_cache.max_tables;
     qcow2_directory_free(&s->reftable);
     int ret = qcow2_directory_read(s, &s->reftable, r->first << s->cluster_bits, r->entries->len);
-    qcow2_cache_free(&s->refcount_cache);
-    qcow2_cache_init(&s->refcount_cache, max_tables, false);
+    qcow2_cache_clear(&s->refcount_cache);
     for (uint32_t i = 0; i < s->reftable.n; i++) {
         qcow2_overlap_add(s, s->reftable.entries[i]);
     }

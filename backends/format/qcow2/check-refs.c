@@ -260,11 +260,7 @@ static void count_fixed(Qcow2Check *c)
         const Qcow2L1 *l1 = &g_array_index(c->l1s, Qcow2L1, i);
         count_bytes(c, l1->offset, l1->n * UINT64_C(8), l1->times);
     }
-    if (s->snapshot_extents->len) {
-        const Qcow2Extent *table =
-            &g_array_index(s->snapshot_extents, Qcow2Extent, s->snapshot_extents->len - 1);
-        count_bytes(c, table->offset, table->bytes, 1);
-    }
+    count_bytes(c, s->snapshot_table.offset, s->snapshot_table.bytes, 1);
     qcow2_counts_add(&c->refs, c->extra_first, c->extra_n, 1);
     if (!c->skip_refcounts) {
         count_refcounts(c);

@@ -8,6 +8,7 @@
 #include "config.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -64,17 +65,35 @@ static void merge_equal(GArray *l1s)
     g_array_set_size(l1s, MIN(l1s->len, kept + 1));
 }
 
+/* Its L1 table, where it can be read; else n is 0. */
+static Qcow2L1 l1_of_snapshot(Qcow2Check *c, const Qcow2Snapshot *p)
+{
+    const Qcow2State *s = c->s;
+    uint64_t bytes = p->l1_size * UINT64_C(8);
+    Qcow2L1 l1 = {.offset = p->l1_offset, .n = p->l1_size, .times = 1};
+    if (bytes > (uint64_t)QCOW2_MAX_L1_BYTES || p->l1_offset & (uint64_t)(s->cluster_size - 1) ||
+        !qcow2_check_in_file(c, p->l1_offset, bytes)) {
+        c->bad_entries = true;
+        qcow2_check_corrupt(c,
+                            "snapshot '%s': its L1 table at 0x%" PRIx64 " is not in the file, or too large",
+                            p->name, p->l1_offset);
+        l1.n = 0;
+    } else if (p->length > BLOCK_MAX_LENGTH || (p->length >= 0 && qcow2_l1_entries(s, p->length) > l1.n)) {
+        qcow2_check_corrupt(c, "snapshot '%s': its L1 table is too small for the disk's length", p->name);
+    }
+    return l1;
+}
+
 void qcow2_check_find_l1s(Qcow2Check *c)
 {
     const Qcow2State *s = c->s;
-    GArray *extents = s->snapshot_extents;
     Qcow2L1 active = {.offset = s->l1.offset, .n = s->l1.n, .times = 1, .active = true};
     c->l1s = g_array_new(false, false, sizeof(Qcow2L1));
-    /* The last extent is the snapshot table. */
-    for (guint i = 0; i + 1 < extents->len; i++) {
-        const Qcow2Extent *e = &g_array_index(extents, Qcow2Extent, i);
-        Qcow2L1 l1 = {.offset = e->offset, .n = (uint32_t)(e->bytes / 8), .times = 1};
-        g_array_append_val(c->l1s, l1);
+    for (guint i = 0; i < s->snapshots->len; i++) {
+        Qcow2L1 l1 = l1_of_snapshot(c, s->snapshots->pdata[i]);
+        if (l1.n) {
+            g_array_append_val(c->l1s, l1);
+        }
     }
     merge_equal(c->l1s);
     g_array_prepend_val(c->l1s, active);
