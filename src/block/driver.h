@@ -46,6 +46,21 @@ struct BlockDriver {
      * core. */
     void coroutine_fn (*co_close)(BlockNode *node);
 
+    /*
+     * Make an image, see block/create.h. Read the options and call block_options_finish before anything is
+     * touched; with BLOCK_CREATE_DRY_RUN stop there. Main thread, coroutine. 0 or -errno with *errp. NULL:
+     * the driver cannot.
+     */
+    int coroutine_fn (*co_create)(BlockGraph *graph, BlockOptions *opts, BlockCreateFlags flags,
+                                  GError **errp);
+
+    /*
+     * Check, and where `fix` says so repair, what the format keeps about itself; see block/check.h. `result`
+     * is zeroed. NULL: there is nothing to check. Main thread, coroutine. 0 or -errno with *errp.
+     */
+    int coroutine_fn (*co_check)(BlockNode *node, BlockCheckFix fix, const BlockCheckListener *listener,
+                                 BlockCheckResult *result, GError **errp);
+
     /* Required for reading; NULL: reads pass to child `file` (filters) or fail with -ENOTSUP. 0 or -errno. */
     int coroutine_fn (*co_preadv)(BlockNode *node, int64_t offset, int64_t bytes, const IoVector *qiov,
                                   size_t qiov_offset, BlockRequestFlags flags);

@@ -17,6 +17,7 @@
 
 #include "aio/aio.h"
 #include "block/block-internal.h"
+#include "block/check.h"
 #include "block/flush.h"
 #include "block/serialise.h"
 #include "util/error.h"
@@ -191,7 +192,7 @@ static int coroutine_fn run_open(BlockNode *node, BlockOptions *opts, GError **e
 
 static BlockNode *coroutine_fn node_co_open(BlockGraph *graph, JsonObject *options, const char *what,
                                             const char *prefix, const BlockNode *parent, BlockChildRole role,
-                                            GError **errp)
+                                            bool to_check, GError **errp)
 {
     g_autoptr(BlockOptions) opts = block_options_new(what, prefix, options);
     g_autofree char *driver_name = NULL, *name = NULL;
@@ -207,6 +208,7 @@ static BlockNode *coroutine_fn node_co_open(BlockGraph *graph, JsonObject *optio
         return NULL;
     }
     BlockNode *node = node_new(graph, driver, options);
+    node->to_check = to_check;
     node->named_by_user = name != NULL;
     node->name = name ? g_steal_pointer(&name) : auto_name(graph);
     g_hash_table_insert(graph->by_name, node->name, NULL); /* taken, but not to be found yet */
@@ -220,7 +222,7 @@ static BlockNode *coroutine_fn node_co_open(BlockGraph *graph, JsonObject *optio
     return node;
 }
 
-BlockNode *coroutine_fn block_node_co_open(BlockGraph *graph, JsonObject *options, GError **errp)
+static BlockNode *coroutine_fn open_root(BlockGraph *graph, JsonObject *options, bool to_check, GError **errp)
 {
     bg_assert_main_thread();
     const char *name = NULL;
@@ -229,7 +231,17 @@ BlockNode *coroutine_fn block_node_co_open(BlockGraph *graph, JsonObject *option
         name = json_node_get_string(member);
     }
     g_autofree char *what = name ? g_strdup_printf("node '%s'", name) : g_strdup("node without a name");
-    return node_co_open(graph, options, what, "", NULL, 0, errp);
+    return node_co_open(graph, options, what, "", NULL, 0, to_check, errp);
+}
+
+BlockNode *coroutine_fn block_node_co_open(BlockGraph *graph, JsonObject *options, GError **errp)
+{
+    return open_root(graph, options, false, errp);
+}
+
+BlockNode *coroutine_fn block_node_co_open_to_check(BlockGraph *graph, JsonObject *options, GError **errp)
+{
+    return open_root(graph, options, true, errp);
 }
 
 /* The node that a child option names or defines; with a reference for the caller. */
@@ -249,7 +261,7 @@ static BlockNode *coroutine_fn child_node(BlockNode *parent, BlockOptions *opts,
     }
     g_autofree char *prefix = g_strdup_printf("%s%s.", block_options_prefix(opts), key);
     BlockNode *node =
-        node_co_open(parent->graph, object, block_options_what(opts), prefix, parent, role, errp);
+        node_co_open(parent->graph, object, block_options_what(opts), prefix, parent, role, false, errp);
     if (node && node->named_by_user) {
         block_node_ref(node); /* beside the graph's own */
     }

@@ -63,6 +63,7 @@ struct BlockNode {
     bool cache_no_flush; /* option cache.no-flush: the core drops flushes of this node */
     bool auto_read_only; /* option auto-read-only: a driver that may not open for writing sets read_only
                             instead */
+    bool to_check;       /* opened by block_node_co_open_to_check */
     RequestTracker *tracker;
     FlushState *flush;
     BlockStats *stats;

@@ -47,6 +47,39 @@ typedef enum BlockRequestFlags {
         1 << 3, /* write-zeroes: reserve space, keep what the range reads as (fallocate mode 0) */
 } BlockRequestFlags;
 
+/* How an image is made. */
+typedef enum BlockCreateFlags {
+    BLOCK_CREATE_OVERWRITE = 1 << 0, /* storage that is there already may lose its content */
+    BLOCK_CREATE_DRY_RUN = 1 << 1,   /* only see whether the options make sense */
+} BlockCreateFlags;
+
+/* ---- Checking, see block/check.h */
+
+typedef enum BlockCheckFix {
+    BLOCK_CHECK_FIX_LEAKS = 1 << 0,
+    BLOCK_CHECK_FIX_ERRORS = 1 << 1,
+    BLOCK_CHECK_FIX_ALL = BLOCK_CHECK_FIX_LEAKS | BLOCK_CHECK_FIX_ERRORS,
+} BlockCheckFix;
+
+/* As qemu-img check counts. What was repaired counts in both, found and fixed. */
+typedef struct BlockCheckResult {
+    uint64_t corruptions, corruptions_fixed;
+    uint64_t leaks, leaks_fixed; /* clusters */
+    uint64_t total_clusters, allocated_clusters, fragmented_clusters, compressed_clusters;
+    int64_t image_end_offset;
+} BlockCheckResult;
+
+/* Who wants to hear of it; NULL callbacks: nobody. */
+typedef struct BlockCheckListener {
+    /* One line for people. Not more than BLOCK_CHECK_MAX_LINES come. */
+    void (*problem)(void *opaque, const char *text);
+    /* How much is done, from 0 to 1; never falls. */
+    void (*progress)(void *opaque, double done);
+    void *opaque;
+} BlockCheckListener;
+
+/* ---- */
+
 /* Block status of a range. */
 typedef enum BlockStatusFlags {
     BLOCK_STATUS_DATA = 1 << 0,      /* stored in this node */

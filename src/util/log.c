@@ -17,10 +17,16 @@
 
 static _Atomic int max_level = BG_LOG_WARNING;
 static _Atomic bool use_syslog;
+static const char *program = "blockgraphfs";
 
 void bg_log_set_level(BgLogLevel level)
 {
     atomic_store(&max_level, (int)level);
+}
+
+void bg_log_set_program(const char *name)
+{
+    program = name;
 }
 
 void bg_log_to_syslog(const char *ident)
@@ -44,7 +50,7 @@ static int syslog_priority(BgLogLevel level)
 /* One write(2) per line keeps lines of several threads apart without a lock. */
 static void write_line(const char *message)
 {
-    g_autofree char *line = g_strdup_printf("blockgraphfs: %s\n", message);
+    g_autofree char *line = g_strdup_printf("%s: %s\n", program, message);
     const char *p = line;
     size_t left = strlen(line);
 

@@ -1,6 +1,6 @@
 /*
- * Log lines on stderr: "blockgraphfs: message". After the daemon has gone to the
- * background they go to syslog (facility daemon).
+ * Log lines on stderr: "blockgraphfs: message", or with another program's name. After the daemon has gone to
+ * the background they go to syslog (facility daemon).
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -19,6 +19,9 @@ typedef enum BgLogLevel {
 
 /* Lines above this level are dropped. Default BG_LOG_WARNING. Main thread, before iothreads. */
 void bg_log_set_level(BgLogLevel level);
+
+/* What is before the colon, static. Main thread, before other threads. */
+void bg_log_set_program(const char *name);
 
 /* Send what follows to syslog instead of stderr. Main thread. */
 void bg_log_to_syslog(const char *ident);

@@ -235,6 +235,12 @@ class Place:
             f"{shlex.join(argv)}: exit status {done.returncode}\n{done.stdout}{done.stderr}"
         return done
 
+    def client(self, *argv, **kwargs):
+        """Run blockgraph, which lies beside the daemon."""
+        done = self.run(*self.wrapper, self.binary.with_name("blockgraph"), *argv, **kwargs)
+        assert not SANITIZER_REPORT.search(done.stderr), done.stderr
+        return done
+
     # ---- daemons
 
     def start(self, *argv, mountpoints, **kwargs):

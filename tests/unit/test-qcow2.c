@@ -138,7 +138,7 @@ static void test_hostile_headers(TestEnv *env)
         g_autofree uint8_t *exact = g_memdup2(bad, MAX(n, 1)); /* so that ASan sees a read beyond it */
         g_autoptr(GError) err = NULL;
         Qcow2Header h;
-        if (qcow2_header_parse(exact, n, 16 * CLUSTER, "q", &h, &err) == 0) {
+        if (qcow2_header_parse(exact, n, 16 * CLUSTER, "q", false, &h, &err) == 0) {
             g_assert_no_error(err);
             check_accepted(&h, 16 * CLUSTER);
             accepted++;

@@ -125,6 +125,23 @@ static bool table_fits(const Qcow2Header *h, uint64_t offset, uint64_t bytes, in
     return offset % cluster == 0 && offset >= cluster && offset <= end && bytes <= end - offset;
 }
 
+static int check_reftable(Qcow2Header *h, int64_t file_length, const char *name, bool to_check, GError **errp)
+{
+    uint64_t bytes = (uint64_t)h->reftable_clusters << h->cluster_bits;
+    bool too_large = bytes > (uint64_t)QCOW2_MAX_REFTABLE_BYTES;
+    if (!too_large && bytes && table_fits(h, h->reftable_offset, bytes, file_length)) {
+        return 0;
+    }
+    if (to_check) {
+        h->reftable_offset = h->reftable_clusters = 0;
+        return 0;
+    }
+    if (too_large) {
+        return bg_error_set(errp, EFBIG, "node '%s': qcow2 header: the refcount table is too large", name);
+    }
+    return bg_error_set(errp, EINVAL, "node '%s': qcow2 header: the refcount table is not in the file", name);
+}
+
 static int check_tables(const Qcow2Header *h, int64_t file_length, const char *name, GError **errp)
 {
     uint64_t l1_bytes = (uint64_t)h->l1_size * 8;
@@ -140,14 +157,6 @@ static int check_tables(const Qcow2Header *h, int64_t file_length, const char *n
     }
     if (h->l1_size && !table_fits(h, h->l1_offset, l1_bytes, file_length)) {
         return bg_error_set(errp, EINVAL, "node '%s': qcow2 header: the L1 table is not in the file", name);
-    }
-    uint64_t reftable_bytes = (uint64_t)h->reftable_clusters << h->cluster_bits;
-    if (reftable_bytes > (uint64_t)QCOW2_MAX_REFTABLE_BYTES) {
-        return bg_error_set(errp, EFBIG, "node '%s': qcow2 header: the refcount table is too large", name);
-    }
-    if (!h->reftable_clusters || !table_fits(h, h->reftable_offset, reftable_bytes, file_length)) {
-        return bg_error_set(errp, EINVAL, "node '%s': qcow2 header: the refcount table is not in the file",
-                            name);
     }
     if (h->snapshots > QCOW2_MAX_SNAPSHOTS) {
         return bg_error_set(errp, EFBIG, "node '%s': qcow2 header: %" PRIu32 " snapshots are too many", name,
@@ -195,7 +204,7 @@ static int check_fields(const Qcow2Header *h, const char *name, GError **errp)
 }
 
 int qcow2_header_parse(const uint8_t *buf, size_t n, int64_t file_length, const char *node_name,
-                       Qcow2Header *h, GError **errp)
+                       bool to_check, Qcow2Header *h, GError **errp)
 {
     memset(h, 0, sizeof *h);
     if (n < V2_LENGTH || qcow2_load32(buf) != QCOW2_MAGIC) {
@@ -218,6 +227,7 @@ int qcow2_header_parse(const uint8_t *buf, size_t n, int64_t file_length, const 
         ret = ret < 0 ? ret : parse_v3_fields(buf, n, node_name, h, errp);
     }
     ret = ret < 0 ? ret : check_fields(h, node_name, errp);
+    ret = ret < 0 ? ret : check_reftable(h, file_length, node_name, to_check, errp);
     return ret < 0 ? ret : check_tables(h, file_length, node_name, errp);
 }
 

@@ -31,19 +31,13 @@ static int coroutine_fn read_header(BlockNode *node, Qcow2Header *h, uint8_t *bu
     if (ret < 0) {
         return bg_error_set_errno(errp, -ret, "node '%s': reading the qcow2 header", node->name);
     }
-    return qcow2_header_parse(buf, n, length, node->name, h, errp);
+    return qcow2_header_parse(buf, n, length, node->name, node->to_check, h, errp);
 }
 
-/* Images in these states are read, but not written. */
+/* An image that is marked corrupt is read, but not written. */
 static int check_writable(BlockNode *node, const Qcow2Header *h, GError **errp)
 {
-    const char *why = NULL;
-    if (h->incompatible & QCOW2_INCOMPATIBLE_CORRUPT) {
-        why = "is marked corrupt";
-    } else if (h->incompatible & QCOW2_INCOMPATIBLE_DIRTY) {
-        why = "was not closed properly while lazy refcounts were in use, so that its refcounts are wrong";
-    }
-    if (!why || node->read_only) {
+    if (!(h->incompatible & QCOW2_INCOMPATIBLE_CORRUPT) || node->read_only || node->to_check) {
         return 0;
     }
     if (node->auto_read_only) {
@@ -51,9 +45,9 @@ static int check_writable(BlockNode *node, const Qcow2Header *h, GError **errp)
         return 0;
     }
     return bg_error_set(errp, EINVAL,
-                        "node '%s': the qcow2 image %s: repair it with 'qemu-img check -r all', or "
-                        "open it with read-only=on",
-                        node->name, why);
+                        "node '%s': the qcow2 image is marked corrupt: repair it with 'blockgraph check "
+                        "--repair', or open it with read-only=on",
+                        node->name);
 }
 
 static void set_geometry(Qcow2State *s, const Qcow2Header *h)
@@ -172,12 +166,12 @@ static int check_reftable(const Qcow2State *s, GError **errp)
     const Qcow2Directory *d = &s->reftable;
     g_autofree uint64_t *sorted = g_memdup2(d->entries, d->n * sizeof *sorted);
     qsort(sorted, d->n, sizeof *sorted, compare_entries);
-    for (uint32_t i = 1; i < d->n && !s->node->read_only; i++) {
+    for (uint32_t i = 1; i < d->n && !s->node->read_only && !s->node->to_check; i++) {
         if (sorted[i] && sorted[i] == sorted[i - 1]) {
             return bg_error_set(
                 errp, EINVAL,
                 "node '%s': qcow2 refcount table: two entries for one block: repair the image "
-                "with 'qemu-img check -r all', or open it with read-only=on",
+                "with 'blockgraph check --repair', or open it with read-only=on",
                 s->node->name);
         }
     }
@@ -216,6 +210,32 @@ static int coroutine_fn open_image(BlockNode *node, BlockOptions *opts, uint8_t 
     return ret < 0 ? ret : read_tables(s, &h, errp);
 }
 
+/* With lazy refcounts, who ended without closing the image has left refcounts that are not true. */
+static int coroutine_fn repair_dirty(BlockNode *node, GError **errp)
+{
+    Qcow2State *s = node->opaque;
+    BlockCheckResult r = {0};
+    if (!(s->incompatible & QCOW2_INCOMPATIBLE_DIRTY) || node->read_only || node->to_check) {
+        return 0;
+    }
+    int ret = qcow2_co_check(node, BLOCK_CHECK_FIX_ALL, NULL, &r, errp);
+    if (ret < 0) {
+        return ret;
+    }
+    if (s->incompatible & QCOW2_INCOMPATIBLE_DIRTY) {
+        return bg_error_set(errp, EINVAL,
+                            "node '%s': the qcow2 image was not closed properly while lazy refcounts were in "
+                            "use, and has errors that are not repaired on opening: see 'blockgraph check', "
+                            "or open it with read-only=on",
+                            node->name);
+    }
+    bg_log(BG_LOG_WARNING,
+           "node '%s': the qcow2 image was not closed properly: repaired %" PRIu64 " wrong entries, freed "
+           "%" PRIu64 " leaked clusters",
+           node->name, r.corruptions_fixed, r.leaks_fixed);
+    return 0;
+}
+
 static int coroutine_fn qcow2_co_open(BlockNode *node, BlockOptions *opts, GError **errp)
 {
     Qcow2State *s = node->opaque;
@@ -230,6 +250,7 @@ static int coroutine_fn qcow2_co_open(BlockNode *node, BlockOptions *opts, GErro
     size_t size = (size_t)1 << 21; /* header, extensions and backing file's name lie in the first cluster */
     g_autofree uint8_t *buf = g_malloc(size);
     ret = open_image(node, opts, buf, size, errp);
+    ret = ret < 0 ? ret : repair_dirty(node, errp);
     if (ret < 0) {
         state_destroy(s);
         return ret;
@@ -279,6 +300,8 @@ const BlockDriver block_driver_qcow2 = {
     .instance_size = sizeof(Qcow2State),
     .co_open = qcow2_co_open,
     .co_close = qcow2_co_close,
+    .co_create = qcow2_co_create,
+    .co_check = qcow2_co_check,
     .co_preadv = qcow2_co_preadv,
     .co_pwritev = qcow2_co_pwritev,
     .co_flush = qcow2_co_flush,

@@ -170,9 +170,12 @@ typedef struct Qcow2State {
 
 /* ---- header.c */
 
-/* Parse and check `n` bytes from the start of a file of `file_length`. 0 or -errno and *errp. */
+/*
+ * Parse and check `n` bytes from the start of a file of `file_length`. 0 or -errno and *errp. to_check: a
+ * refcount table that is not in the file is taken for an empty one.
+ */
 int qcow2_header_parse(const uint8_t *buf, size_t n, int64_t file_length, const char *node_name,
-                       Qcow2Header *h, GError **errp);
+                       bool to_check, Qcow2Header *h, GError **errp);
 int coroutine_fn qcow2_header_write_locked(Qcow2State *s, unsigned field, const void *value, size_t n);
 /* Write down that the image changes: bits of features that we do not keep up to date go. */
 int coroutine_fn qcow2_begin_change_locked(Qcow2State *s);
@@ -374,6 +377,14 @@ int coroutine_fn qcow2_block_status_in(Qcow2State *s, const Qcow2Directory *l1, 
 int coroutine_fn qcow2_co_block_status(BlockNode *node, int64_t offset, int64_t bytes, int64_t *pnum,
                                        BlockChild **child, int64_t *child_offset);
 int coroutine_fn qcow2_co_truncate(BlockNode *node, int64_t length, GError **errp);
+
+/* ---- check.c */
+int coroutine_fn qcow2_co_check(BlockNode *node, BlockCheckFix fix, const BlockCheckListener *listener,
+                                BlockCheckResult *result, GError **errp);
+
+/* ---- create.c */
+int coroutine_fn qcow2_co_create(BlockGraph *graph, BlockOptions *opts, BlockCreateFlags flags,
+                                 GError **errp);
 
 /* ---- Big-endian numbers at any address */
 

@@ -50,6 +50,10 @@ void file_probe_storage(FileState *s);
 /* Fill in the limits. 0, or -errno where O_DIRECT does not work on this file. */
 int file_probe_limits(const FileState *s, bool direct, BlockLimits *limits);
 
+/* ---- create.c */
+
+int coroutine_fn file_co_create(BlockGraph *graph, BlockOptions *opts, BlockCreateFlags flags, GError **errp);
+
 /* ---- locks.c */
 
 /* Whether the file's file system has OFD locks: 0, or -errno. May block. */

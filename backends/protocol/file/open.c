@@ -281,6 +281,7 @@ static const char *const file_names[] = {"filename", NULL};
     .file_options = file_names,                                                                              \
     .instance_size = sizeof(FileState),                                                                      \
     .co_open = file_co_open,                                                                                 \
+    .co_create = file_co_create,                                                                             \
     .co_close = file_co_close,                                                                               \
     .co_preadv = file_co_preadv,                                                                             \
     .co_pwritev = file_co_pwritev,                                                                           \
