@@ -349,13 +349,19 @@ void coroutine_fn qcow2_busy_wait_locked(Qcow2State *s, int64_t offset, int64_t 
 void qcow2_busy_begin_locked(Qcow2State *s, Qcow2Busy *b, int64_t start, int64_t end);
 void qcow2_busy_end_locked(Qcow2State *s, Qcow2Busy *b);
 
-/* ---- read.c, compress.c, write.c, zero.c, status.c, resize.c */
+/* ---- resize.c, shrink.c */
+/* L1 entries for an image of `length` bytes. */
+uint64_t qcow2_l1_entries(const Qcow2State *s, int64_t length);
+/* Write all tables, then the length, to stable storage. */
+int coroutine_fn qcow2_write_length(Qcow2State *s, int64_t length);
+int coroutine_fn qcow2_shrink(Qcow2State *s, int64_t length);
+int coroutine_fn qcow2_co_truncate(BlockNode *node, int64_t length, GError **errp);
+
+/* ---- read.c, compress.c, write.c, zero.c, status.c */
 int coroutine_fn qcow2_co_preadv(BlockNode *node, int64_t offset, int64_t bytes, const IoVector *qiov,
                                  size_t qiov_offset, BlockRequestFlags flags);
 int coroutine_fn qcow2_read_range(Qcow2State *s, const Qcow2Directory *l1, int64_t offset, int64_t bytes,
                                   const IoVector *qiov, size_t qiov_offset);
-/* L1 entries for an image of `length` bytes. */
-uint64_t qcow2_l1_entries(const Qcow2State *s, int64_t length);
 /* Guest bytes for copy-on-write: zeroes from the end of the node on. */
 int coroutine_fn qcow2_read_source(Qcow2State *s, int64_t offset, int64_t bytes, uint8_t *buf);
 /* 0 or -EIO; in the calling thread. */
@@ -373,7 +379,6 @@ int coroutine_fn qcow2_block_status_in(Qcow2State *s, const Qcow2Directory *l1, 
                                        int64_t *pnum, BlockChild **child, int64_t *child_offset);
 int coroutine_fn qcow2_co_block_status(BlockNode *node, int64_t offset, int64_t bytes, int64_t *pnum,
                                        BlockChild **child, int64_t *child_offset);
-int coroutine_fn qcow2_co_truncate(BlockNode *node, int64_t length, GError **errp);
 
 /* ---- Big-endian numbers at any address */
 
