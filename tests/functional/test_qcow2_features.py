@@ -5,8 +5,10 @@ SPDX-License-Identifier: GPL-2.0-or-later
 
 import concurrent.futures
 import errno
+import json
 import os
 import random
+import struct
 
 import pytest
 
@@ -175,3 +177,192 @@ def test_shrink_under_readers_and_writers(place, variant):
     daemon.stop()
     qcow2.check(place, image)
     qcow2.compare(place, image, mirror + bytes(4 * MiB - len(mirror)))
+
+
+# ---- What the image names itself
+
+def overlay(place, name, backing, backing_format="qcow2", size=4 * MiB, options=()):
+    """An overlay on whatever `backing` says."""
+    words = ["-F", backing_format] if backing_format else []
+    place.run("qemu-img", "create", "-q", "-u", "-f", "qcow2", *options, "-b", backing, *words, name, size)
+    return place.path / name
+
+
+def refuse(place, graph, suffix="conf"):
+    return place.refuse(place.write(f"graph.{suffix}", graph), place.directory("mnt"))
+
+
+ALLOWED = "allow-image-references = pool\n"
+
+
+def make_chain(place):
+    """disk.qcow2 -> pool/mid.qcow2 -> pool/base.raw; returns what the disk reads as."""
+    place.directory("pool")
+    place.image("pool/base.raw", 3 * MiB, data=fileio.pattern(3 * MiB))
+    overlay(place, "pool/mid.qcow2", "base.raw", "raw")
+    place.run("qemu-io", "-f", "qcow2", "-c", "write -q -P 0x11 1M 1M", "pool/mid.qcow2")
+    disk = overlay(place, "disk.qcow2", "pool/mid.qcow2")
+    place.run("qemu-io", "-f", "qcow2", "-c", "write -q -P 0x22 64k 64k", disk)
+    return disk, qcow2.content(place, disk)
+
+
+def test_chain_below_a_listed_directory(place):
+    disk, data = make_chain(place)
+    before = {name: (place.path / "pool" / name).read_bytes() for name in ("mid.qcow2", "base.raw")}
+    daemon = place.mount(NODE.format(image=disk) + ALLOWED)
+    with opened(daemon.file("disk")) as fd:
+        assert os.pread(fd, 4 * MiB, 0) == data
+        os.pwrite(fd, b"new", MiB)
+        data = data[:MiB] + b"new" + data[MiB + 3:]
+    nodes = json.loads(daemon.graph("graph.json"))["nodes"]
+    assert sum(node["read-only"] for node in nodes) == 4  # two images below, and their files
+    daemon.stop()
+    qcow2.check(place, disk)
+    qcow2.compare(place, disk, data)
+    assert before == {name: (place.path / "pool" / name).read_bytes() for name in before}
+
+
+@pytest.mark.parametrize("listed", ("allow-image-references = other:pool", "allow-image-references.0 = other\n"
+                                    "allow-image-references.1 = pool", "allow-image-references = {path}/other:/",
+                                    "allow-image-references = link"))
+def test_ways_to_list(place, listed):
+    disk, data = make_chain(place)
+    place.directory("other")
+    (place.path / "link").symlink_to("pool")
+    daemon = place.mount(NODE.format(image=disk) + listed.format(path=place.path) + "\n")
+    assert daemon.file("disk").read_bytes() == data
+    daemon.stop()
+
+
+def test_list_in_json(place):
+    disk, data = make_chain(place)
+    node = {"node-name": "disk", "driver": "qcow2", "file": {"driver": "file", "filename": disk.name},
+            "allow-image-references": ["pool"]}
+    daemon = place.mount(json.dumps({"nodes": [node]}))
+    assert daemon.file("disk").read_bytes() == data
+    daemon.stop()
+
+
+def test_two_overlays_share_what_they_name(place):
+    disk, data = make_chain(place)
+    overlay(place, "two.qcow2", "pool/mid.qcow2")
+    daemon = place.mount(NODE.format(image=disk) + ALLOWED
+                         + NODE.format(image="two.qcow2").replace("node disk", "node two") + ALLOWED)
+    assert daemon.file("disk").read_bytes() == data
+    assert daemon.file("two").read_bytes()[MiB:2 * MiB] == b"\x11" * MiB
+    daemon.stop()
+
+
+def test_the_graph_has_the_last_word(place):
+    disk, data = make_chain(place)
+    daemon = place.mount(NODE.format(image=disk) + ALLOWED + "backing =\n")
+    assert daemon.file("disk").read_bytes() == bytes(64 * KiB) + b"\x22" * 64 * KiB + bytes(4 * MiB - 128 * KiB)
+    daemon.stop()
+
+
+def test_block_device_as_backing(place):
+    place.directory("pool")
+    raw = place.image("pool/base.raw", 3 * MiB, data=fileio.pattern(3 * MiB))
+    with place.loop(raw) as device:
+        disk = overlay(place, "disk.qcow2", device, "raw", 3 * MiB)
+        daemon = place.mount(NODE.format(image=disk) + "allow-image-references = /dev\n")
+        assert daemon.file("disk").read_bytes() == fileio.pattern(3 * MiB)
+        daemon.stop()
+
+
+@pytest.mark.parametrize("backing, words", (
+    ("outside.qcow2", "does not lie below a directory of allow-image-references"),
+    ("pool/../outside.qcow2", "does not lie below"),
+    ("pool/link.qcow2", "outside.qcow2' does not lie below"),
+    ("poolside/near.qcow2", "does not lie below"),
+    ("{path}/outside.qcow2", "does not lie below"),
+    ("/etc/passwd", "does not lie below"),
+    ("pool/missing.qcow2", "No such file"),
+    ("pool/fifo", "neither a regular file nor a block device"),
+    ("pool", "does not lie below"),
+    ("pool/sub", "neither a regular file"),
+    ("nbd://localhost/x", "only names of local files are followed"),
+    ("nbd:unix:/x", "only names of local files"),
+    ("json:{{\"driver\":\"null-co\"}}", "only names of local files"),
+    ("file:pool/near.qcow2", "only names of local files"),
+    ("pool/near.qcow2/x", "Not a directory"),
+    ("pool/raw.img", "pool/raw.img': node '#block001': not a qcow2 image"),
+))
+def test_reference_refused(place, backing, words):
+    for directory in ("pool", "pool/sub", "poolside"):
+        place.directory(directory)
+    for name in ("outside.qcow2", "pool/near.qcow2", "poolside/near.qcow2"):
+        qcow2.create(place, name)
+    place.image("pool/raw.img", MiB)
+    (place.path / "pool/link.qcow2").symlink_to("../outside.qcow2")
+    os.mkfifo(place.path / "pool/fifo")
+    disk = overlay(place, "disk.qcow2", backing.format(path=place.path))
+    message = refuse(place, NODE.format(image=disk) + ALLOWED)
+    assert words in message and "node 'disk': option 'backing" in message
+
+
+def test_format_is_never_guessed(place):
+    place.directory("pool")
+    qcow2.create(place, "pool/base.qcow2")
+    disk = overlay(place, "disk.qcow2", "pool/base.qcow2")
+    with opened(disk) as fd:  # qemu-img insists on a format: the extension becomes an unknown one
+        header = os.pread(fd, 4096, 0)
+        os.pwrite(fd, b"\0\0\0\1", header.index(b"\xe2\x79\x2a\xca"))
+    assert "it does not say of which format" in refuse(place, NODE.format(image=disk) + ALLOWED)
+
+
+@pytest.mark.parametrize("name", ("vmdk", "file", "null-co", "nonsense"))
+def test_other_formats(place, name):
+    place.directory("pool")
+    qcow2.create(place, "pool/base.qcow2")
+    disk = overlay(place, "disk.qcow2", "pool/base.qcow2", "raw")
+    with opened(disk) as fd:
+        at = os.pread(fd, 4096, 0).index(b"\xe2\x79\x2a\xca")
+        os.pwrite(fd, struct.pack(">I", len(name)) + name.encode(), at + 4)
+    assert f"its format '{name}' is not supported" in refuse(place, NODE.format(image=disk) + ALLOWED)
+
+
+def test_loops(place):
+    place.directory("pool")
+    overlay(place, "pool/self.qcow2", "self.qcow2")
+    assert "would come to lie below itself" in refuse(
+        place, NODE.format(image="pool/self.qcow2") + ALLOWED)
+    for name, backing in (("a", "b"), ("b", "c"), ("c", "link")):
+        overlay(place, f"pool/{name}.qcow2", f"{backing}.qcow2")
+    (place.path / "pool/link.qcow2").symlink_to("a.qcow2")
+    assert "a.qcow2' would come to lie below itself" in refuse(
+        place, NODE.format(image="pool/a.qcow2") + ALLOWED)
+    os.unlink(place.path / "pool/link.qcow2")
+    os.link(place.path / "pool/b.qcow2", place.path / "pool/link.qcow2")
+    assert "link.qcow2' would come to lie below itself" in refuse(
+        place, NODE.format(image="pool/a.qcow2") + ALLOWED)
+
+
+def test_longest_chain(place):
+    place.directory("pool")
+    qcow2.create(place, "pool/0000.qcow2", size=MiB)
+    place.run("qemu-io", "-f", "qcow2", "-c", "write -q -P 0x77 0 1M", "pool/0000.qcow2")
+    template = overlay(place, "pool/template", "0000.qcow2", size=MiB).read_bytes()
+    at = template.index(b"0000.qcow2")
+    for number in range(1, 101):
+        name = f"{number - 1:04}".encode()
+        (place.path / f"pool/{number:04}.qcow2").write_bytes(template[:at] + name + template[at + 4:])
+    daemon = place.mount(NODE.format(image="pool/0099.qcow2") + ALLOWED)
+    assert daemon.file("disk").read_bytes() == b"\x77" * MiB
+    daemon.stop()
+    assert "more than 100 images that name each other" in refuse(
+        place, NODE.format(image="pool/0100.qcow2") + ALLOWED)
+
+
+@pytest.mark.parametrize("option, words", (
+    ("allow-image-references =", "expected a list of strings, none of them empty"),
+    ("allow-image-references = a::b", "expected a list of strings"),
+    ("allow-image-references.x = a", "expected a list of strings"),
+    ("allow-image-references = missing", "the directory '{path}/missing' of allow-image-references"),
+    ("allow-image-reference = pool", "did you mean 'allow-image-references'?"),
+))
+def test_bad_lists(place, option, words):
+    place.directory("pool")
+    disk = overlay(place, "disk.qcow2", "pool/base.qcow2") if "missing" in option else qcow2.create(place, "disk.qcow2")
+    qcow2.create(place, "pool/base.qcow2")
+    assert words.format(path=place.path) in refuse(place, NODE.format(image=disk) + option + "\n")

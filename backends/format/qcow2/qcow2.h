@@ -183,6 +183,32 @@ int coroutine_fn qcow2_mark_corrupt_locked(Qcow2State *s, uint64_t offset, const
  * more. Returns error. */
 int qcow2_give_up_locked(Qcow2State *s, int error, const char *what);
 
+/* ---- header-ext.c */
+typedef struct Qcow2Extras { /* as the image has it; NULL where it has not */
+    char *backing, *backing_format;
+    char *data_file;
+} Qcow2Extras;
+
+/* From the `n` bytes at the start of the file. Into *x, which is zeroed. */
+void qcow2_extras_read(const uint8_t *buf, size_t n, const Qcow2Header *h, Qcow2Extras *x);
+void qcow2_extras_clear(Qcow2Extras *x);
+G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(Qcow2Extras, qcow2_extras_clear)
+
+/* ---- reference.c */
+typedef struct Qcow2Reference {
+    const char *key;    /* the option by which the graph can say it instead */
+    const char *what;   /* "backing file" */
+    const char *remedy; /* what the graph can say */
+    const char *name;   /* in the image */
+    bool format_needed;
+    const char *format; /* in the image, or NULL */
+    BlockChildRole role;
+} Qcow2Reference;
+
+/* Open what the image names where that lies below one of the directories (NULL: none). */
+int coroutine_fn qcow2_open_reference(BlockNode *node, BlockOptions *opts, const Qcow2Reference *ref,
+                                      char **directories, BlockChild **out, GError **errp);
+
 /* ---- directory.c */
 int coroutine_fn qcow2_directory_read(Qcow2State *s, Qcow2Directory *d, uint64_t offset, uint32_t n);
 /* An empty one in memory alone. False: no memory. */
