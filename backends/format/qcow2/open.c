@@ -78,6 +78,7 @@ static void set_geometry(Qcow2State *s, const Qcow2Header *h)
     s->incompatible = h->incompatible;
     s->autoclear = h->autoclear;
     s->length = (int64_t)h->size;
+    s->external = h->incompatible & QCOW2_INCOMPATIBLE_DATA_FILE;
 }
 
 /* ---- Backing */
@@ -113,7 +114,8 @@ static int coroutine_fn open_children(BlockNode *node, BlockOptions *opts, const
     if (!block_options_get_strings(opts, "allow-image-references", &directories, errp)) {
         return -EINVAL;
     }
-    return open_backing(node, opts, x, directories, errp);
+    int ret = qcow2_data_file_open(node, opts, x, directories, errp);
+    return ret < 0 ? ret : open_backing(node, opts, x, directories, errp);
 }
 
 /* ---- Caches */
@@ -231,6 +233,8 @@ static int coroutine_fn open_image(BlockNode *node, BlockOptions *opts, GError *
     }
     set_geometry(s, &h);
     ret = open_children(node, opts, &extras, errp);
+    s->data_raw =
+        s->external && (s->autoclear & QCOW2_AUTOCLEAR_DATA_RAW) && !node->backing && !extras.backing;
     ret = ret < 0 ? ret : open_caches(s, opts, errp);
     return ret < 0 ? ret : read_tables(s, &h, errp);
 }
@@ -271,8 +275,8 @@ static void coroutine_fn qcow2_co_close(BlockNode *node)
 }
 
 /*
- * The file: tables are written also when no user writes (at the end, what the last flush left), so the
- * permission is held while the node is open. Backing: read.
+ * File and data file: tables are written also when no user writes (at the end, what the last flush left), so
+ * the permission is held while the node is open. Backing: read.
  */
 static void qcow2_child_perm(BlockNode *node, BlockChild *child, BlockPerm perm, BlockPerm shared,
                              BlockPerm *child_perm, BlockPerm *child_shared)
@@ -288,7 +292,7 @@ static void qcow2_child_perm(BlockNode *node, BlockChild *child, BlockPerm perm,
     }
 }
 
-static const char *const qcow2_children[] = {"file", "backing", NULL};
+static const char *const qcow2_children[] = {"file", "data-file", "backing", NULL};
 static const char *const qcow2_directories[] = {"allow-image-references", NULL};
 
 const BlockDriver block_driver_qcow2 = {
@@ -305,6 +309,7 @@ const BlockDriver block_driver_qcow2 = {
     .co_pdiscard = qcow2_co_pdiscard,
     .co_block_status = qcow2_co_block_status,
     .co_truncate = qcow2_co_truncate,
+    .co_get_allocated = qcow2_co_get_allocated,
     .child_perm = qcow2_child_perm,
     .snapshots = &qcow2_snapshot_ops,
 };

@@ -28,6 +28,8 @@
 #define QCOW2_INCOMPATIBLE_COMPRESSION (UINT64_C(1) << 3)
 #define QCOW2_INCOMPATIBLE_EXTENDED_L2 (UINT64_C(1) << 4)
 
+#define QCOW2_AUTOCLEAR_DATA_RAW (UINT64_C(1) << 1) /* the data file alone reads as the guest does */
+
 #define QCOW2_ENTRY_COPIED     (UINT64_C(1) << 63) /* L1 and L2: the refcount is exactly one */
 #define QCOW2_ENTRY_COMPRESSED (UINT64_C(1) << 62)
 #define QCOW2_ENTRY_ZERO       UINT64_C(1)
@@ -141,6 +143,12 @@ typedef struct Qcow2State {
     uint32_t subs;     /* subclusters per cluster: 32, or 1 */
     Qcow2Compression compression;
     bool names_backing; /* the header does */
+    /*
+     * Where guest data lies: the file, or an external data file. There each cluster has its guest offset as
+     * its place, without refcount, and data_raw says that the data file must read as the guest does.
+     */
+    BlockChild *data;
+    bool external, data_raw;
 
     CoMutex sync_lock;
     CoMutex lock; /* guards all below but what is atomic */
@@ -183,6 +191,12 @@ int coroutine_fn qcow2_mark_corrupt_locked(Qcow2State *s, uint64_t offset, const
  * more. Returns error. */
 int qcow2_give_up_locked(Qcow2State *s, int error, const char *what);
 
+/* The bits of autoclear that hold whatever we change. */
+static inline uint64_t qcow2_autoclear_kept(const Qcow2State *s)
+{
+    return s->data_raw ? QCOW2_AUTOCLEAR_DATA_RAW : 0;
+}
+
 /* ---- header-ext.c */
 typedef struct Qcow2Extras { /* as the image has it; NULL where it has not */
     char *backing, *backing_format;
@@ -208,6 +222,18 @@ typedef struct Qcow2Reference {
 /* Open what the image names where that lies below one of the directories (NULL: none). */
 int coroutine_fn qcow2_open_reference(BlockNode *node, BlockOptions *opts, const Qcow2Reference *ref,
                                       char **directories, BlockChild **out, GError **errp);
+
+/* ---- data-file.c */
+/* Open the child `data-file` where the image needs it. */
+int coroutine_fn qcow2_data_file_open(BlockNode *node, BlockOptions *opts, const Qcow2Extras *x,
+                                      char **directories, GError **errp);
+/* The image will be longer, or was cut: so shall the data file. */
+int coroutine_fn qcow2_data_file_grow(Qcow2State *s, int64_t from, int64_t to);
+void coroutine_fn qcow2_data_file_cut(Qcow2State *s, int64_t length);
+/* Zero bytes in a raw data file say all; no entry changes. */
+int coroutine_fn qcow2_data_file_zero_raw(Qcow2State *s, int64_t offset, int64_t bytes,
+                                          BlockRequestFlags flags);
+int64_t coroutine_fn qcow2_co_get_allocated(BlockNode *node);
 
 /* ---- directory.c */
 int coroutine_fn qcow2_directory_read(Qcow2State *s, Qcow2Directory *d, uint64_t offset, uint32_t n);
@@ -262,6 +288,8 @@ int coroutine_fn qcow2_release_locked(Qcow2State *s);
 
 /* ---- sync.c */
 int coroutine_fn qcow2_file_flush(Qcow2State *s);
+/* Guest data, and the file. */
+int coroutine_fn qcow2_data_flush(Qcow2State *s);
 int coroutine_fn qcow2_write_refcounts_locked(Qcow2State *s);
 int coroutine_fn qcow2_write_l2_locked(Qcow2State *s);
 int coroutine_fn qcow2_sync(Qcow2State *s);
@@ -341,6 +369,12 @@ typedef struct Qcow2L2Entry {
 
 Qcow2L2Entry qcow2_l2_load(const Qcow2State *s, const Qcow2Table *t, uint32_t i);
 void qcow2_l2_store(Qcow2State *s, Qcow2Table *t, uint32_t i, Qcow2L2Entry e);
+/* Whether it says where a cluster lies, in use or not. */
+static inline bool qcow2_entry_has_place(const Qcow2State *s, uint64_t entry)
+{
+    return entry & (s->external ? QCOW2_ENTRY_OFFSET | QCOW2_ENTRY_COPIED : QCOW2_ENTRY_OFFSET);
+}
+
 Qcow2Type qcow2_l2_type(const Qcow2State *s, Qcow2L2Entry e, uint32_t sub);
 /* Where compressed data lies. */
 Qcow2Extent qcow2_compressed_extent(const Qcow2State *s, uint64_t entry);

@@ -102,6 +102,7 @@ static int coroutine_fn grow(Qcow2State *s, int64_t length)
     co_mutex_unlock(&s->lock);
     co_mutex_unlock(&s->sync_lock);
     /* The length last: until then nobody sees what had to be cleared. */
+    ret = ret < 0 ? ret : qcow2_data_file_grow(s, s->length, length);
     ret = ret < 0 ? ret : clear_new_range(s->node, s->length, length);
     return ret < 0 ? ret : qcow2_write_length(s, length);
 }

@@ -18,9 +18,9 @@
 
 #define ALL_SUBS UINT64_C(0xffffffff)
 
-static bool has_place(Qcow2L2Entry e)
+static bool has_place(const Qcow2State *s, Qcow2L2Entry e)
 {
-    return e.entry & (QCOW2_ENTRY_COMPRESSED | QCOW2_ENTRY_OFFSET);
+    return (e.entry & QCOW2_ENTRY_COMPRESSED) || qcow2_entry_has_place(s, e.entry);
 }
 
 /* Entries without a place stay: nothing of theirs comes to light when the image grows. */
@@ -42,7 +42,7 @@ static int coroutine_fn find_places_locked(Qcow2State *s, uint64_t l2_offset, ui
         return ret;
     }
     for (; i < 1u << s->l2_bits && !*found; i++) {
-        *found = has_place(qcow2_l2_load(s, t, i));
+        *found = has_place(s, qcow2_l2_load(s, t, i));
     }
     qcow2_cache_put(t);
     return 0;
@@ -68,7 +68,7 @@ static int coroutine_fn clear_table_locked(Qcow2State *s, int64_t offset)
     }
     for (; i < 1u << s->l2_bits; i++) {
         Qcow2L2Entry e = qcow2_l2_load(s, t, i);
-        if (!has_place(e)) {
+        if (!has_place(s, e)) {
             continue;
         }
         if (qcow2_l2_type(s, e, 0) == QCOW2_INVALID) {
@@ -140,6 +140,7 @@ int coroutine_fn qcow2_shrink(Qcow2State *s, int64_t length)
         co_mutex_lock(&s->lock);
         drop_tables_locked(s, length);
         co_mutex_unlock(&s->lock);
+        qcow2_data_file_cut(s, length);
     }
     return ret;
 }
