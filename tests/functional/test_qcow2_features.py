@@ -569,3 +569,92 @@ def test_no_snapshots_beside_a_data_file(place):
     assert refused.value.errno == errno.EOPNOTSUPP
     assert "external data file" in daemon.graph("errors")
     daemon.stop()
+
+
+# ---- Bitmaps
+
+def bitmaps(place, image):
+    text = place.run("qemu-img", "info", "--output=json", image).stdout
+    return {b["name"]: "in-use" in b["flags"] for b in json.loads(text)["format-specific"]["data"].get("bitmaps", [])}
+
+
+def create_with_bitmaps(place, options="", names=("b0", "a longer name", "b2")):
+    image = qcow2.create(place, "disk.qcow2", options, SIZE)
+    for name in names:
+        place.run("qemu-img", "bitmap", "--add", image, name)
+    place.run("qemu-io", "-f", "qcow2", "-c", "write -q -P 9 0 1M", image)
+    qcow2.check(place, image)
+    return image
+
+
+@pytest.mark.parametrize("mode", ("read-only = on\n", "", "export"))
+def test_bitmaps_stay_true_where_nothing_is_written(place, mode):
+    image = create_with_bitmaps(place)
+    before = image.read_bytes()
+    daemon = place.mount(NODE.format(image=image) + (mode if mode != "export" else "\n[export e]\nnode = disk\n"))
+    name = "e" if mode == "export" else "disk"
+    assert daemon.file(name).read_bytes()[:MiB] == b"\x09" * MiB
+    with opened(daemon.file(name), os.O_RDONLY) as fd:
+        os.fsync(fd)
+    daemon.stop()
+    assert image.read_bytes() == before
+    assert not any(bitmaps(place, image).values())
+
+
+@pytest.mark.parametrize("change", ("write", "punch", "cut", "grow"))
+@pytest.mark.parametrize("variant", ("v3", "512", "extended"))
+def test_bitmaps_are_not_taken_for_true(place, variant, change):
+    image = create_with_bitmaps(place, VARIANTS[variant])
+    daemon = place.mount(NODE.format(image=image))
+    with opened(daemon.file("disk")) as fd:
+        if change == "write":
+            os.pwrite(fd, b"x", 5)
+        elif change == "punch":
+            fileio.punch_hole(fd, 0, 512 * KiB)
+        else:
+            os.ftruncate(fd, MiB if change == "cut" else 16 * MiB)
+        os.fsync(fd)
+    daemon.crash()
+    qcow2.check(place, image)
+    found = bitmaps(place, image)
+    assert list(found) == ["b0", "a longer name", "b2"] and all(found.values())
+    for name in found:
+        place.run("qemu-img", "bitmap", "--remove", image, name)
+    qcow2.check(place, image)
+
+
+def test_clear_bitmaps_are_forgotten(place):
+    """A directory that makes no sense is not touched; the bit that vouches for it goes."""
+    image = create_with_bitmaps(place)
+    with opened(image) as fd:
+        header = os.pread(fd, 4096, 0)
+        at = header.index(b"\x23\x85\x28\x75")
+        os.pwrite(fd, struct.pack(">I", 4), at + 8)
+    daemon = place.mount(NODE.format(image=image))
+    with opened(daemon.file("disk")) as fd:
+        os.pwrite(fd, b"x", 5)
+    daemon.stop()
+    with opened(image, os.O_RDONLY) as fd:
+        assert os.pread(fd, 8, 88) == bytes(8)
+
+
+def test_bitmap_directory_at_a_hostile_place(place):
+    """Over the L1 table: nothing is written there."""
+    image = create_with_bitmaps(place)
+    with opened(image) as fd:
+        header = os.pread(fd, 4096, 0)
+        at = header.index(b"\x23\x85\x28\x75")
+        size, where = struct.unpack(">QQ", header[at + 16:at + 32])
+        l1_offset, = struct.unpack(">Q", header[40:48])
+        directory = os.pread(fd, size, where)
+        os.pwrite(fd, directory, l1_offset)
+        os.pwrite(fd, struct.pack(">Q", l1_offset), at + 24)
+    daemon = place.mount(NODE.format(image=image))
+    with opened(daemon.file("disk")) as fd:
+        with pytest.raises(OSError) as refused:
+            os.ftruncate(fd, 2 * SIZE)
+        assert refused.value.errno == errno.EIO
+    assert "corrupt" in daemon.graph("errors")
+    daemon.stop()
+    with opened(image, os.O_RDONLY) as fd:
+        assert os.pread(fd, size, l1_offset) == directory

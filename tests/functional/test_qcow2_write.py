@@ -279,20 +279,6 @@ def info(place, image):
     return json.loads(place.run("qemu-img", "info", "--output=json", image).stdout)["format-specific"]["data"]
 
 
-def test_bitmaps_are_not_taken_for_true(place):
-    image = qcow2.create(place, "disk.qcow2", "", 4 * MiB)
-    place.run("qemu-img", "bitmap", "--add", image, "b0")
-    daemon = place.mount(NODE.format(image=image))
-    daemon.stop()
-    assert info(place, image)["bitmaps"]  # only looked at: still true
-    daemon = place.mount(NODE.format(image=image), at="again")
-    with opened(daemon.file("disk")) as fd:
-        os.pwrite(fd, b"x", 0)
-    daemon.stop()
-    with opened(image, os.O_RDONLY) as fd:
-        assert struct.unpack(">Q", os.pread(fd, 8, 88)) == (0,)
-
-
 def test_corrupt_tables_are_not_followed(place):
     """An L2 entry that points to the L1 table: the write fails, the image is marked, reads go on."""
     image = qcow2.create(place, "disk.qcow2", "", 4 * MiB)

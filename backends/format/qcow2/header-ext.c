@@ -11,6 +11,7 @@
 
 #define EXTENSION_END            0u
 #define EXTENSION_BACKING_FORMAT 0xe2792acau
+#define EXTENSION_BITMAPS        0x23852875u
 #define EXTENSION_DATA_FILE      0x44415441u
 
 static void take_extension(Qcow2Extras *x, uint32_t type, const uint8_t *data, uint32_t len)
@@ -21,6 +22,9 @@ static void take_extension(Qcow2Extras *x, uint32_t type, const uint8_t *data, u
     if (text) {
         g_free(*text);
         *text = g_strndup((const char *)data, len);
+    } else if (type == EXTENSION_BITMAPS && len >= 24) {
+        x->n_bitmaps = qcow2_load32(data);
+        x->bitmaps = (Qcow2Extent){.bytes = qcow2_load64(data + 8), .offset = qcow2_load64(data + 16)};
     }
 }
 

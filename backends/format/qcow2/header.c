@@ -233,13 +233,16 @@ int coroutine_fn qcow2_begin_change_locked(Qcow2State *s)
     if (bg_unlikely(atomic_load(&s->corrupt))) {
         return -EIO;
     }
-    uint64_t kept = s->autoclear & qcow2_autoclear_kept(s);
-    if (bg_likely(s->autoclear == kept)) {
+    if (bg_likely(!(s->autoclear & ~qcow2_autoclear_kept(s)))) {
         return 0;
     }
     /* On stable storage before the first change, or a bitmap might be taken for true. */
-    uint64_t bits = GUINT64_TO_BE(kept);
-    int ret = qcow2_header_write_locked(s, QCOW2_HEADER_AUTOCLEAR, &bits, sizeof bits);
+    int ret = qcow2_bitmaps_mark_locked(s);
+    uint64_t kept = s->autoclear & qcow2_autoclear_kept(s), bits = GUINT64_TO_BE(kept);
+    if (ret < 0 || kept == s->autoclear) {
+        return ret;
+    }
+    ret = qcow2_header_write_locked(s, QCOW2_HEADER_AUTOCLEAR, &bits, sizeof bits);
     ret = ret < 0 ? ret : qcow2_file_flush(s);
     if (ret == 0) {
         s->autoclear = kept;

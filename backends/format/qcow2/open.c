@@ -232,6 +232,8 @@ static int coroutine_fn open_image(BlockNode *node, BlockOptions *opts, GError *
         return ret;
     }
     set_geometry(s, &h);
+    s->n_bitmaps = extras.n_bitmaps;
+    s->bitmaps = extras.bitmaps;
     ret = open_children(node, opts, &extras, errp);
     s->data_raw =
         s->external && (s->autoclear & QCOW2_AUTOCLEAR_DATA_RAW) && !node->backing && !extras.backing;

@@ -28,6 +28,7 @@
 #define QCOW2_INCOMPATIBLE_COMPRESSION (UINT64_C(1) << 3)
 #define QCOW2_INCOMPATIBLE_EXTENDED_L2 (UINT64_C(1) << 4)
 
+#define QCOW2_AUTOCLEAR_BITMAPS  (UINT64_C(1) << 0) /* the directory of bitmaps is good */
 #define QCOW2_AUTOCLEAR_DATA_RAW (UINT64_C(1) << 1) /* the data file alone reads as the guest does */
 
 #define QCOW2_ENTRY_COPIED     (UINT64_C(1) << 63) /* L1 and L2: the refcount is exactly one */
@@ -149,12 +150,15 @@ typedef struct Qcow2State {
      */
     BlockChild *data;
     bool external, data_raw;
+    uint32_t n_bitmaps;
+    Qcow2Extent bitmaps; /* their directory */
 
     CoMutex sync_lock;
     CoMutex lock; /* guards all below but what is atomic */
     Qcow2Directory l1, reftable;
     Qcow2Cache l2_cache, refcount_cache;
     uint64_t incompatible, autoclear;
+    bool bitmaps_marked; /* as not to be relied upon */
     uint64_t free_hint;  /* no cluster below is free */
     uint64_t link_count; /* L2 entries set to new clusters, ever */
     Qcow2Busy *busy;
@@ -194,19 +198,25 @@ int qcow2_give_up_locked(Qcow2State *s, int error, const char *what);
 /* The bits of autoclear that hold whatever we change. */
 static inline uint64_t qcow2_autoclear_kept(const Qcow2State *s)
 {
-    return s->data_raw ? QCOW2_AUTOCLEAR_DATA_RAW : 0;
+    return (s->data_raw ? QCOW2_AUTOCLEAR_DATA_RAW : 0) | (s->bitmaps_marked ? QCOW2_AUTOCLEAR_BITMAPS : 0);
 }
 
 /* ---- header-ext.c */
 typedef struct Qcow2Extras { /* as the image has it; NULL where it has not */
     char *backing, *backing_format;
     char *data_file;
+    uint32_t n_bitmaps;
+    Qcow2Extent bitmaps; /* their directory */
 } Qcow2Extras;
 
 /* From the `n` bytes at the start of the file. Into *x, which is zeroed. */
 void qcow2_extras_read(const uint8_t *buf, size_t n, const Qcow2Header *h, Qcow2Extras *x);
 void qcow2_extras_clear(Qcow2Extras *x);
 G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(Qcow2Extras, qcow2_extras_clear)
+
+/* ---- bitmaps.c */
+/* Before the first change; where it cannot be done, bitmaps_marked stays false. */
+int coroutine_fn qcow2_bitmaps_mark_locked(Qcow2State *s);
 
 /* ---- reference.c */
 typedef struct Qcow2Reference {
