@@ -28,12 +28,13 @@ struct BlockDriver {
     /* The node passes requests on to child `file` unchanged but for the driver's purpose. */
     bool is_filter;
     /*
-     * Options that name a child (a node's name, or a node defined in place), and options that are names of
-     * local files; NULL-terminated, or NULL: none. The front end sorts nodes and resolves relative names by
-     * them.
+     * Options that name a child (a node's name, or a node defined in place), options that are names of
+     * local files, and options that are lists of directories (block_options_get_strings); NULL-terminated, or
+     * NULL: none. The front end sorts nodes and resolves relative names by them.
      */
     const char *const *child_options;
     const char *const *file_options;
+    const char *const *directory_options;
 
     /*
      * Required. Read options (block_options_*), open files, attach children

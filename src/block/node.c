@@ -210,6 +210,7 @@ static BlockNode *coroutine_fn node_co_open(BlockGraph *graph, JsonObject *optio
     BlockNode *node = node_new(graph, driver, options);
     node->to_check = to_check;
     node->named_by_user = name != NULL;
+    node->opener = parent;
     node->name = name ? g_steal_pointer(&name) : auto_name(graph);
     g_hash_table_insert(graph->by_name, node->name, NULL); /* taken, but not to be found yet */
     if (!read_common_options(node, opts, parent, role, errp) || run_open(node, opts, errp) < 0) {
@@ -218,6 +219,7 @@ static BlockNode *coroutine_fn node_co_open(BlockGraph *graph, JsonObject *optio
         node_free(node);
         return NULL;
     }
+    node->opener = NULL;
     enter_graph(node);
     return node;
 }

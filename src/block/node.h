@@ -77,6 +77,8 @@ struct BlockNode {
     /* -- main thread */
     int refcount;
     bool named_by_user;
+    const BlockNode
+        *opener; /* while it opens: the node that it is defined in, which is opening too; else NULL */
     bool closing;
     GPtrArray *children;    /* BlockChild*, owned */
     GPtrArray *parents;     /* BlockChild*, borrowed */

@@ -363,46 +363,6 @@ bool block_options_get_uint64(BlockOptions *opts, const char *key, uint64_t min,
     return true;
 }
 
-/* Whether the option has this value: *out. */
-static bool has_value(BlockOptions *opts, const char *key, const char *wanted, bool *out, GError **errp)
-{
-    bool wanted_bool, flag;
-    uint64_t number;
-
-    if (text_parse_bool(wanted, &wanted_bool) == 0) {
-        if (!block_options_get_bool(opts, key, &flag, errp)) {
-            return false;
-        }
-        *out = flag == wanted_bool;
-        return true;
-    }
-    if (!block_options_get_uint64(opts, key, 0, UINT64_MAX, &number, errp)) {
-        return false;
-    }
-    *out = number == g_ascii_strtoull(wanted, NULL, 10);
-    return true;
-}
-
-bool block_options_refuse_foreign(BlockOptions *opts, const BlockForeignOption *list, GError **errp)
-{
-    for (; list->key; list++) {
-        bool harmless = false;
-
-        if (!find_value(opts, list->key)) {
-            continue;
-        }
-        if (list->harmless && !has_value(opts, list->key, list->harmless, &harmless, errp)) {
-            return false;
-        }
-        if (!harmless) {
-            return block_options_error(opts, list->key, errp, ENOTSUP, "is not supported%s%s",
-                                       list->harmless ? ", other than " : "",
-                                       list->harmless ? list->harmless : "");
-        }
-    }
-    return true;
-}
-
 bool block_options_get_size(BlockOptions *opts, const char *key, int64_t *out, GError **errp)
 {
     const char *text;
@@ -460,6 +420,41 @@ bool block_options_get_enum(BlockOptions *opts, const char *key, const char *con
     }
     all = g_strjoinv(", ", (char **)words);
     return block_options_error(opts, key, errp, EINVAL, "unknown value '%s', expected one of %s", text, all);
+}
+
+/* "" for what is no string. */
+static char **strings_of(JsonArray *array)
+{
+    char **list = g_new0(char *, json_array_get_length(array) + 1);
+
+    for (guint i = 0; i < json_array_get_length(array); i++) {
+        JsonNode *value = json_array_get_element(array, i);
+        list[i] = g_strdup(holds(value, G_TYPE_STRING) ? json_node_get_string(value) : "");
+    }
+    return list;
+}
+
+bool block_options_get_strings(BlockOptions *opts, const char *key, char ***out, GError **errp)
+{
+    g_auto(GStrv) list = NULL;
+    JsonNode *value;
+
+    if (!get_value(opts, key, &value, errp)) {
+        return false;
+    }
+    if (!value) {
+        return true;
+    }
+    if (JSON_NODE_HOLDS_ARRAY(value)) {
+        list = strings_of(json_node_get_array(value));
+    } else if (holds(value, G_TYPE_STRING)) {
+        list = g_strsplit(json_node_get_string(value), ":", -1);
+    }
+    if (!list || !*list || g_strv_contains((const char *const *)list, "")) {
+        return block_options_error(opts, key, errp, EINVAL, "expected a list of strings, none of them empty");
+    }
+    *out = g_steal_pointer(&list);
+    return true;
 }
 
 bool block_options_get_object(BlockOptions *opts, const char *key, JsonObject **out, GError **errp)

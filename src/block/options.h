@@ -52,6 +52,11 @@ bool block_options_get_size(BlockOptions *opts, const char *key, int64_t *out, G
 bool block_options_get_enum(BlockOptions *opts, const char *key, const char *const *words, int *out,
                             GError **errp);
 /*
+ * *out: a NULL-terminated list, from a list of strings, or from one string with ':' between the elements;
+ * g_strfreev. Elements are not empty. The old value of *out is not freed.
+ */
+bool block_options_get_strings(BlockOptions *opts, const char *key, char ***out, GError **errp);
+/*
  * An object, either nested {"file": {...}} or dotted "file.x" keys: *out gets a reference, or stays NULL
  * where absent. Also marks the key as known. A string value in its place is an error here.
  */

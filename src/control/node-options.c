@@ -206,6 +206,46 @@ static char *absolute_name(const char *name, const char *base)
     return !*name || g_path_is_absolute(name) ? g_strdup(name) : g_build_filename(base, name, NULL);
 }
 
+/* The elements of a list, which may be one string with ':' between them; NULL where it is neither. */
+static JsonArray *anchored_list(JsonNode *value, const char *base)
+{
+    g_auto(GStrv) parts = string_of(value) ? g_strsplit(string_of(value), ":", -1) : NULL;
+    JsonArray *from = JSON_NODE_HOLDS_ARRAY(value) ? json_node_get_array(value) : NULL, *list;
+    guint n = from ? json_array_get_length(from) : parts ? g_strv_length(parts) : 0;
+
+    if (!from && !parts) {
+        return NULL;
+    }
+    list = json_array_new();
+    for (guint i = 0; i < n; i++) {
+        const char *name = from ? string_of(json_array_get_element(from, i)) : parts[i];
+
+        if (name && *name && !g_path_is_absolute(name)) {
+            g_autofree char *absolute = g_build_filename(base, name, NULL);
+
+            json_array_add_string_element(list, absolute);
+        } else {
+            json_array_add_element(list, name ? json_node_init_string(json_node_alloc(), name)
+                                              : json_node_copy(json_array_get_element(from, i)));
+        }
+    }
+    return list;
+}
+
+static void anchor_directories(JsonObject *object, const char *base)
+{
+    const BlockDriver *driver = driver_of(object);
+
+    for (const char *const *key = driver ? driver->directory_options : NULL; key && *key; key++) {
+        JsonNode *value = json_object_get_member(object, *key);
+        JsonArray *list = value ? anchored_list(value, base) : NULL;
+
+        if (list) {
+            json_object_set_array_member(object, *key, list);
+        }
+    }
+}
+
 static void anchor_file_names(JsonObject *object, const char *base)
 {
     const BlockDriver *driver = driver_of(object);
@@ -233,6 +273,7 @@ static bool prepare_node(Preparation *prep, JsonObject *object, const char *pref
                                  JSON_TEXT_MAX_DEPTH);
     }
     anchor_file_names(object, prep->base);
+    anchor_directories(object, prep->base);
     ok = expand_children(prep, object, prefix, errp) &&
          foreach_child(object, prefix, prepare_child, prep, errp);
     prep->depth--;

@@ -162,7 +162,7 @@ def patched(place, offset, data, options=""):
     ("snapshots", 60, struct.pack(">I", 0xffffffff), "snapshots"),
     ("snapshot table", 60, struct.pack(">IQ", 1, 1 << 50), "snapshot table"),
     ("unknown feature", 72, struct.pack(">Q", 1 << 40), "bit 40"),
-    ("data file", 72, struct.pack(">Q", 4), "data file"),
+    ("data file", 72, struct.pack(">Q", 4), "option 'data-file': required"),
     ("refcount width", 96, struct.pack(">I", 7), "refcounts"),
     ("header length", 100, struct.pack(">I", 0xfffffff8), "length"),
     ("corrupt", 72, struct.pack(">Q", 2), "corrupt"),

@@ -152,6 +152,39 @@ static void test_enum(void)
 }
 
 /* Each spelling of {"a": {"b": {"c": "v"}}} gives the same. */
+static void check_strings(const char *json, const char *expected)
+{
+    g_autoptr(BlockOptions) opts = options(json);
+    g_auto(GStrv) list = NULL;
+    g_autoptr(GError) err = NULL;
+    if (!expected) {
+        g_assert_false(block_options_get_strings(opts, "k", &list, &err));
+        g_assert_cmpstr(err->message, ==,
+                        "node 'n': option 'file.k': expected a list of strings, none of them empty");
+        return;
+    }
+    g_assert_true(block_options_get_strings(opts, "k", &list, &err));
+    g_autofree char *joined = list ? g_strjoinv("|", list) : g_strdup("none");
+    g_assert_cmpstr(joined, ==, expected);
+    g_assert_true(block_options_finish(opts, NULL));
+}
+
+static void test_strings(void)
+{
+    check_strings("{}", "none");
+    check_strings("{\"k\":\"a\"}", "a");
+    check_strings("{\"k\":\"a:/b c:d\"}", "a|/b c|d");
+    check_strings("{\"k\":[\"a:b\",\"c\"]}", "a:b|c");
+    check_strings("{\"k\":\"\"}", NULL);
+    check_strings("{\"k\":\"a:\"}", NULL);
+    check_strings("{\"k\":[]}", NULL);
+    check_strings("{\"k\":[\"a\",\"\"]}", NULL);
+    check_strings("{\"k\":[\"a\",1]}", NULL);
+    check_strings("{\"k\":{\"a\":\"b\"}}", NULL);
+    check_strings("{\"k\":null}", NULL);
+    check_strings("{\"k\":7}", NULL);
+}
+
 static void test_dotted(void)
 {
     static const char *const spellings[] = {"{\"a\": {\"b\": {\"c\": \"v\"}}}", "{\"a.b\": {\"c\": \"v\"}}",
@@ -310,6 +343,7 @@ int main(int argc, char **argv)
     g_test_add_func("/options/uint64", test_uint64);
     g_test_add_func("/options/size", test_size);
     g_test_add_func("/options/enum", test_enum);
+    g_test_add_func("/options/strings", test_strings);
     g_test_add_func("/options/dotted", test_dotted);
     g_test_add_func("/options/twice", test_twice);
     g_test_add_func("/options/merged-object", test_merged_object);

@@ -143,6 +143,28 @@ static int coroutine_fn work(void *opaque)
     return ret;
 }
 
+/* Cuts the image short and makes it long again, behind what the workers use; what it writes there has its
+ * number. */
+static int coroutine_fn resize(void *opaque)
+{
+    Worker *w = opaque;
+    g_autoptr(GRand) rand = g_rand_new_with_seed(w->seed);
+    uint64_t buf[40 * SECTOR / 8];
+    int ret = 0;
+    for (unsigned i = 0; i < G_N_ELEMENTS(buf); i++) {
+        buf[i] = (uint64_t)w->number << 32;
+    }
+    for (unsigned i = 0; i < w->operations && ret == 0; i++) {
+        int64_t length = WORKERS * REGION + g_rand_int_range(rand, 0, 2 * SECTORS) * SECTOR;
+        ret = block_backend_co_truncate(w->blk, length, NULL);
+        int64_t at = length - g_rand_int_range(rand, 1, SECTORS) * SECTOR;
+        at = MAX(at, WORKERS * REGION);
+        int64_t n = MIN(length - at, (int64_t)sizeof buf);
+        ret = ret < 0 ? ret : block_backend_co_pwrite(w->blk, at, n, buf, 0);
+    }
+    return ret;
+}
+
 /* ---- Playing back */
 
 static void apply(GByteArray *image, const Event *e, int64_t skip, int64_t n)
@@ -225,6 +247,17 @@ static unsigned check_flushed(const uint8_t *raw, unsigned worker, guint cut)
     return checked;
 }
 
+/* Behind the workers' regions: zeroes, or what the resizer wrote. */
+static void check_tail(const uint8_t *raw, gsize n)
+{
+    g_assert_cmpuint(n, >=, WORKERS * REGION);
+    for (gsize at = WORKERS * REGION; at < n; at += 8) {
+        uint64_t got;
+        memcpy(&got, raw + at, 8);
+        g_assert_true(got == 0 || got == (uint64_t)WORKERS << 32);
+    }
+}
+
 static unsigned check_cut(const GByteArray *start, guint cut, GRand *rand)
 {
     g_autoptr(GByteArray) image = play_back(start, cut, rand);
@@ -239,7 +272,7 @@ static unsigned check_cut(const GByteArray *start, guint cut, GRand *rand)
     g_assert_cmpint(driver_test_command(NULL, "qemu-img", "convert", "-O", "raw", path, raw_path, NULL), ==,
                     0);
     g_assert_true(g_file_get_contents(raw_path, &raw, &n, NULL));
-    g_assert_cmpuint(n, ==, WORKERS * REGION);
+    check_tail((uint8_t *)raw, n);
     unsigned checked = 0;
     for (unsigned w = 0; w < WORKERS; w++) {
         checked += check_flushed((uint8_t *)raw, w, cut);
@@ -261,7 +294,8 @@ static BlockBackend *coroutine_fn open_image(TestEnv *env, const GByteArray *sta
                         test_open(env, "{'driver':'qcow2','node-name':'q','file':'log'%s}", options));
 }
 
-static void coroutine_fn run_cuts(TestEnv *env, const char *create, const char *options, unsigned seed)
+static void coroutine_fn run_cuts_beside(TestEnv *env, const char *create, const char *options, unsigned seed,
+                                         TestTaskFunc *resizer)
 {
     g_autofree char *path = driver_test_path("start.qcow2"), *content = NULL;
     gsize n;
@@ -279,13 +313,14 @@ static void coroutine_fn run_cuts(TestEnv *env, const char *create, const char *
     g_array_set_clear_func(events, event_clear);
 
     BlockBackend *blk = open_image(env, start, options);
-    TestTask *tasks[WORKERS];
-    Worker *workers = g_new0(Worker, WORKERS);
-    for (unsigned i = 0; i < WORKERS; i++) {
+    unsigned n_tasks = WORKERS + (resizer != NULL);
+    TestTask *tasks[WORKERS + 1];
+    Worker *workers = g_new0(Worker, n_tasks);
+    for (unsigned i = 0; i < n_tasks; i++) {
         workers[i] = (Worker){.number = i, .operations = 150, .seed = seed + i, .blk = blk};
-        tasks[i] = test_spawn(test_iothread(env, i), work, &workers[i]);
+        tasks[i] = test_spawn(test_iothread(env, i % WORKERS), i < WORKERS ? work : resizer, &workers[i]);
     }
-    for (unsigned i = 0; i < WORKERS; i++) {
+    for (unsigned i = 0; i < n_tasks; i++) {
         g_assert_cmpint(test_join(tasks[i]), ==, 0);
     }
     driver_test_close(env, blk);
@@ -298,6 +333,11 @@ static void coroutine_fn run_cuts(TestEnv *env, const char *create, const char *
     g_assert_cmpuint(checked, >, 1000);
     g_array_unref(events);
     g_free(workers);
+}
+
+static void coroutine_fn run_cuts(TestEnv *env, const char *create, const char *options, unsigned seed)
+{
+    run_cuts_beside(env, create, options, seed, NULL);
 }
 
 #define SMALL_CACHES ",'l2-cache-size':1,'refcount-cache-size':1"
@@ -320,6 +360,12 @@ static void coroutine_fn test_version_2(TestEnv *env)
 static void coroutine_fn test_subclusters(TestEnv *env)
 {
     run_cuts(env, "extended_l2=on,cluster_size=16k", "", 4);
+}
+
+static void coroutine_fn test_resized(TestEnv *env)
+{
+    run_cuts_beside(env, "cluster_size=512", SMALL_CACHES, 5, resize);
+    run_cuts_beside(env, "extended_l2=on,cluster_size=16k", "", 6, resize);
 }
 
 /* ---- A file that fails now and then */
@@ -402,6 +448,7 @@ static void register_tests(void)
     test_add_co("qcow2-cut/large-caches", test_large_caches);
     test_add_co("qcow2-cut/version-2", test_version_2);
     test_add_co("qcow2-cut/subclusters", test_subclusters);
+    test_add_co("qcow2-cut/resized", test_resized);
     test_add_co("qcow2-cut/failures", test_failures);
 }
 

@@ -29,10 +29,11 @@ void qcow2_l2_store(Qcow2State *s, Qcow2Table *t, uint32_t i, Qcow2L2Entry e)
     qcow2_cache_dirty(&s->l2_cache, t);
 }
 
-static Qcow2Type type_by_bitmap(Qcow2L2Entry e, uint32_t sub)
+static Qcow2Type type_by_bitmap(const Qcow2State *s, Qcow2L2Entry e, uint32_t sub)
 {
     bool allocated = e.bitmap >> sub & 1, zero = e.bitmap >> (sub + 32) & 1;
-    if (e.entry & QCOW2_ENTRY_ZERO || (allocated && zero) || (allocated && !(e.entry & QCOW2_ENTRY_OFFSET))) {
+    if (e.entry & QCOW2_ENTRY_ZERO || (allocated && zero) ||
+        (allocated && !qcow2_entry_has_place(s, e.entry))) {
         return QCOW2_INVALID;
     }
     return allocated ? QCOW2_NORMAL : zero ? QCOW2_ZERO : QCOW2_UNALLOCATED;
@@ -41,18 +42,18 @@ static Qcow2Type type_by_bitmap(Qcow2L2Entry e, uint32_t sub)
 Qcow2Type qcow2_l2_type(const Qcow2State *s, Qcow2L2Entry e, uint32_t sub)
 {
     if (e.entry & QCOW2_ENTRY_COMPRESSED) {
-        return e.entry & QCOW2_ENTRY_COPIED ? QCOW2_INVALID : QCOW2_COMPRESSED;
+        return e.entry & QCOW2_ENTRY_COPIED || s->external ? QCOW2_INVALID : QCOW2_COMPRESSED;
     }
     if ((e.entry & QCOW2_ENTRY_OFFSET) & (uint64_t)(s->cluster_size - 1)) {
         return QCOW2_INVALID;
     }
     if (s->extended) {
-        return type_by_bitmap(e, sub);
+        return type_by_bitmap(s, e, sub);
     }
     if (e.entry & QCOW2_ENTRY_ZERO) {
         return s->version >= 3 ? QCOW2_ZERO : QCOW2_INVALID;
     }
-    return e.entry & QCOW2_ENTRY_OFFSET ? QCOW2_NORMAL : QCOW2_UNALLOCATED;
+    return qcow2_entry_has_place(s, e.entry) ? QCOW2_NORMAL : QCOW2_UNALLOCATED;
 }
 
 /* The offset has 62 - (cluster_bits - 8) bits; above it, the number of 512-byte sectors after the first. */
@@ -66,6 +67,9 @@ Qcow2Extent qcow2_compressed_extent(const Qcow2State *s, uint64_t entry)
 
 void qcow2_drop_entry_locked(Qcow2State *s, uint64_t entry)
 {
+    if (s->external) {
+        return; /* no refcounts there */
+    }
     if (entry & QCOW2_ENTRY_COMPRESSED) {
         Qcow2Extent e = qcow2_compressed_extent(s, entry);
         qcow2_drop_locked(s, e.offset, e.bytes);
@@ -136,6 +140,9 @@ int coroutine_fn qcow2_lookup_in_locked(Qcow2State *s, const Qcow2Directory *l1,
     m->entry = e.entry;
     m->type = qcow2_l2_type(s, e, (uint32_t)(offset >> s->sub_bits) & (s->subs - 1));
     m->host = m->type == QCOW2_NORMAL ? host_of(s, e.entry, offset) : 0;
+    if (m->type == QCOW2_NORMAL && s->external && m->host != (uint64_t)offset) {
+        m->type = QCOW2_INVALID;
+    }
     m->bytes = extend(s, t, offset, bytes, m);
     qcow2_cache_put(t);
     if (m->type == QCOW2_INVALID) {

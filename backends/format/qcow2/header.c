@@ -17,8 +17,8 @@
 #define EXTENSION_FEATURE_NAMES 0x6803f857u
 #define FEATURE_NAME_SIZE       48u /* type, bit, 46 bytes of name */
 #define KNOWN_INCOMPATIBLE                                                                                   \
-    (QCOW2_INCOMPATIBLE_DIRTY | QCOW2_INCOMPATIBLE_CORRUPT | QCOW2_INCOMPATIBLE_COMPRESSION |                \
-     QCOW2_INCOMPATIBLE_EXTENDED_L2)
+    (QCOW2_INCOMPATIBLE_DIRTY | QCOW2_INCOMPATIBLE_CORRUPT | QCOW2_INCOMPATIBLE_DATA_FILE |                  \
+     QCOW2_INCOMPATIBLE_COMPRESSION | QCOW2_INCOMPATIBLE_EXTENDED_L2)
 
 /* ---- Parsing */
 
@@ -94,12 +94,6 @@ static int refuse_unknown_features(const uint8_t *buf, size_t n, const Qcow2Head
                                    GError **errp)
 {
     uint64_t unknown = h->incompatible & ~KNOWN_INCOMPATIBLE;
-    if (unknown & QCOW2_INCOMPATIBLE_DATA_FILE) {
-        return bg_error_set(errp, ENOTSUP,
-                            "node '%s': the qcow2 image keeps its data in an external data "
-                            "file, which is not supported",
-                            node_name);
-    }
     if (!unknown) {
         return 0;
     }
@@ -189,6 +183,12 @@ static int check_fields(const Qcow2Header *h, const char *name, GError **errp)
                             "16 KiB",
                             name);
     }
+    if ((h->incompatible & QCOW2_INCOMPATIBLE_DATA_FILE) && h->snapshots) {
+        return bg_error_set(errp, EINVAL,
+                            "node '%s': qcow2 header: snapshots, and an external data file that cannot have "
+                            "them",
+                            name);
+    }
     if (h->header_length > (UINT64_C(1) << h->cluster_bits)) {
         return bg_error_set(errp, EINVAL, "node '%s': qcow2 header: longer than a cluster", name);
     }
@@ -243,15 +243,19 @@ int coroutine_fn qcow2_begin_change_locked(Qcow2State *s)
     if (bg_unlikely(atomic_load(&s->corrupt))) {
         return -EIO;
     }
-    if (bg_likely(!s->autoclear)) {
+    if (bg_likely(!(s->autoclear & ~qcow2_autoclear_kept(s)))) {
         return 0;
     }
     /* On stable storage before the first change, or a bitmap might be taken for true. */
-    uint64_t none = 0;
-    int ret = qcow2_header_write_locked(s, QCOW2_HEADER_AUTOCLEAR, &none, sizeof none);
+    int ret = qcow2_bitmaps_mark_locked(s);
+    uint64_t kept = s->autoclear & qcow2_autoclear_kept(s), bits = GUINT64_TO_BE(kept);
+    if (ret < 0 || kept == s->autoclear) {
+        return ret;
+    }
+    ret = qcow2_header_write_locked(s, QCOW2_HEADER_AUTOCLEAR, &bits, sizeof bits);
     ret = ret < 0 ? ret : qcow2_file_flush(s);
     if (ret == 0) {
-        s->autoclear = 0;
+        s->autoclear = kept;
     }
     return ret;
 }

@@ -18,20 +18,26 @@
 #define DEFAULT_L2_CACHE       (32 * MIB)
 #define DEFAULT_REFCOUNT_CACHE (8 * MIB)
 #define MAX_CACHE              (INT64_C(1) << 40)
+#define MAX_CLUSTER            (2 * MIB)
 /* Below it one operation could not hold what it works on. */
 #define MIN_TABLES             4
 
 /* ---- Header */
 
-static int coroutine_fn read_header(BlockNode *node, Qcow2Header *h, uint8_t *buf, size_t size, GError **errp)
+static int coroutine_fn read_header(BlockNode *node, Qcow2Header *h, Qcow2Extras *x, GError **errp)
 {
     int64_t length = block_node_length(node->file->node);
-    size_t n = (size_t)MIN(length, (int64_t)size);
+    size_t n = (size_t)MIN(length, MAX_CLUSTER); /* header, extensions and names lie in the first cluster */
+    g_autofree uint8_t *buf = g_malloc(n + 1);
     int ret = block_child_co_pread(node->file, 0, (int64_t)n, buf);
     if (ret < 0) {
         return bg_error_set_errno(errp, -ret, "node '%s': reading the qcow2 header", node->name);
     }
-    return qcow2_header_parse(buf, n, length, node->name, node->to_check, h, errp);
+    ret = qcow2_header_parse(buf, n, length, node->name, node->to_check, h, errp);
+    if (ret == 0) {
+        qcow2_extras_read(buf, n, h, x);
+    }
+    return ret;
 }
 
 /* An image that is marked corrupt is read, but not written. */
@@ -66,29 +72,44 @@ static void set_geometry(Qcow2State *s, const Qcow2Header *h)
     s->incompatible = h->incompatible;
     s->autoclear = h->autoclear;
     s->length = (int64_t)h->size;
+    s->external = h->incompatible & QCOW2_INCOMPATIBLE_DATA_FILE;
 }
 
 /* ---- Backing */
 
 /* A backing file that the image names is opened only where the graph says so. */
-static int coroutine_fn open_backing(BlockNode *node, BlockOptions *opts, const Qcow2Header *h,
-                                     const uint8_t *header, GError **errp)
+static int coroutine_fn open_backing(BlockNode *node, BlockOptions *opts, const Qcow2Extras *x,
+                                     char **directories, GError **errp)
 {
     if (block_options_is_none(opts, "backing")) {
         return 0;
     }
-    if (h->backing_offset && !block_options_has(opts, "backing")) {
-        g_autofree char *raw = g_strndup((const char *)header + h->backing_offset, h->backing_length);
-        g_autofree char *name = g_strescape(raw, NULL);
-        block_options_error(
-            opts, "backing", errp, EINVAL,
-            "the image names the backing file '%s', which is not opened by itself: name its "
-            "node, or define it in place (backing.driver, ...); an empty value says that there "
-            "is none",
-            name);
+    if (!x->backing || block_options_has(opts, "backing")) {
+        return block_node_co_open_child(node, opts, "backing", BLOCK_ROLE_COW, true, NULL, errp);
+    }
+    Qcow2Reference ref = {
+        .key = "backing",
+        .what = "backing file",
+        .remedy =
+            "name its node, or define it in place (backing.driver, ...), or say with an empty value that "
+            "there is none",
+        .name = x->backing,
+        .format_needed = true,
+        .format = x->backing_format,
+        .role = BLOCK_ROLE_COW,
+    };
+    return qcow2_open_reference(node, opts, &ref, directories, NULL, errp);
+}
+
+static int coroutine_fn open_children(BlockNode *node, BlockOptions *opts, const Qcow2Extras *x,
+                                      GError **errp)
+{
+    g_auto(GStrv) directories = NULL;
+    if (!block_options_get_strings(opts, "allow-image-references", &directories, errp)) {
         return -EINVAL;
     }
-    return block_node_co_open_child(node, opts, "backing", BLOCK_ROLE_COW, true, NULL, errp);
+    int ret = qcow2_data_file_open(node, opts, x, directories, errp);
+    return ret < 0 ? ret : open_backing(node, opts, x, directories, errp);
 }
 
 /* ---- Caches */
@@ -194,18 +215,22 @@ static int coroutine_fn read_tables(Qcow2State *s, const Qcow2Header *h, GError 
     return ret;
 }
 
-static int coroutine_fn open_image(BlockNode *node, BlockOptions *opts, uint8_t *buf, size_t size,
-                                   GError **errp)
+static int coroutine_fn open_image(BlockNode *node, BlockOptions *opts, GError **errp)
 {
     Qcow2State *s = node->opaque;
     Qcow2Header h;
-    int ret = read_header(node, &h, buf, size, errp);
+    g_auto(Qcow2Extras) extras = {0};
+    int ret = read_header(node, &h, &extras, errp);
     ret = ret < 0 ? ret : check_writable(node, &h, errp);
     if (ret < 0) {
         return ret;
     }
     set_geometry(s, &h);
-    ret = open_backing(node, opts, &h, buf, errp);
+    s->n_bitmaps = extras.n_bitmaps;
+    s->bitmaps = extras.bitmaps;
+    ret = open_children(node, opts, &extras, errp);
+    s->data_raw =
+        s->external && (s->autoclear & QCOW2_AUTOCLEAR_DATA_RAW) && !node->backing && !extras.backing;
     ret = ret < 0 ? ret : open_caches(s, opts, errp);
     return ret < 0 ? ret : read_tables(s, &h, errp);
 }
@@ -247,9 +272,7 @@ static int coroutine_fn qcow2_co_open(BlockNode *node, BlockOptions *opts, GErro
         node->read_only = true;
     }
     state_init(node);
-    size_t size = (size_t)1 << 21; /* header, extensions and backing file's name lie in the first cluster */
-    g_autofree uint8_t *buf = g_malloc(size);
-    ret = open_image(node, opts, buf, size, errp);
+    ret = open_image(node, opts, errp);
     ret = ret < 0 ? ret : repair_dirty(node, errp);
     if (ret < 0) {
         state_destroy(s);
@@ -275,8 +298,8 @@ static void coroutine_fn qcow2_co_close(BlockNode *node)
 }
 
 /*
- * The file: tables are written also when no user writes (at the end, what the last flush left), so the
- * permission is held while the node is open. Backing: read.
+ * File and data file: tables are written also when no user writes (at the end, what the last flush left), so
+ * the permission is held while the node is open. Backing: read.
  */
 static void qcow2_child_perm(BlockNode *node, BlockChild *child, BlockPerm perm, BlockPerm shared,
                              BlockPerm *child_perm, BlockPerm *child_shared)
@@ -292,11 +315,13 @@ static void qcow2_child_perm(BlockNode *node, BlockChild *child, BlockPerm perm,
     }
 }
 
-static const char *const qcow2_children[] = {"file", "backing", NULL};
+static const char *const qcow2_children[] = {"file", "data-file", "backing", NULL};
+static const char *const qcow2_directories[] = {"allow-image-references", NULL};
 
 const BlockDriver block_driver_qcow2 = {
     .name = "qcow2",
     .child_options = qcow2_children,
+    .directory_options = qcow2_directories,
     .instance_size = sizeof(Qcow2State),
     .co_open = qcow2_co_open,
     .co_close = qcow2_co_close,
@@ -309,6 +334,7 @@ const BlockDriver block_driver_qcow2 = {
     .co_pdiscard = qcow2_co_pdiscard,
     .co_block_status = qcow2_co_block_status,
     .co_truncate = qcow2_co_truncate,
+    .co_get_allocated = qcow2_co_get_allocated,
     .child_perm = qcow2_child_perm,
     .snapshots = &qcow2_snapshot_ops,
 };

@@ -71,6 +71,9 @@ static const char *hits_fixed(const Qcow2State *s, Qcow2Class class, uint64_t of
         overlaps(offset, bytes, s->reftable.offset, s->reftable.n * UINT64_C(8))) {
         return "a write would hit the refcount table";
     }
+    if (s->bitmaps_marked && overlaps(offset, bytes, s->bitmaps.offset, s->bitmaps.bytes)) {
+        return "a write would hit the bitmap directory";
+    }
     for (guint i = 0; i < s->snapshot_extents->len; i++) {
         const Qcow2Extent *e = &g_array_index(s->snapshot_extents, Qcow2Extent, i);
         if (overlaps(offset, bytes, e->offset, e->bytes)) {

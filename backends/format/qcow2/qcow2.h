@@ -28,6 +28,9 @@
 #define QCOW2_INCOMPATIBLE_COMPRESSION (UINT64_C(1) << 3)
 #define QCOW2_INCOMPATIBLE_EXTENDED_L2 (UINT64_C(1) << 4)
 
+#define QCOW2_AUTOCLEAR_BITMAPS  (UINT64_C(1) << 0) /* the directory of bitmaps is good */
+#define QCOW2_AUTOCLEAR_DATA_RAW (UINT64_C(1) << 1) /* the data file alone reads as the guest does */
+
 #define QCOW2_ENTRY_COPIED     (UINT64_C(1) << 63) /* L1 and L2: the refcount is exactly one */
 #define QCOW2_ENTRY_COMPRESSED (UINT64_C(1) << 62)
 #define QCOW2_ENTRY_ZERO       UINT64_C(1)
@@ -141,12 +144,21 @@ typedef struct Qcow2State {
     uint32_t subs;     /* subclusters per cluster: 32, or 1 */
     Qcow2Compression compression;
     bool names_backing; /* the header does */
+    /*
+     * Where guest data lies: the file, or an external data file. There each cluster has its guest offset as
+     * its place, without refcount, and data_raw says that the data file must read as the guest does.
+     */
+    BlockChild *data;
+    bool external, data_raw;
+    uint32_t n_bitmaps;
+    Qcow2Extent bitmaps; /* their directory */
 
     CoMutex sync_lock;
     CoMutex lock; /* guards all below but what is atomic */
     Qcow2Directory l1, reftable;
     Qcow2Cache l2_cache, refcount_cache;
     uint64_t incompatible, autoclear;
+    bool bitmaps_marked; /* as not to be relied upon */
     uint64_t free_hint;  /* no cluster below is free */
     uint64_t link_count; /* L2 entries set to new clusters, ever */
     Qcow2Busy *busy;
@@ -185,6 +197,56 @@ int coroutine_fn qcow2_mark_corrupt_locked(Qcow2State *s, uint64_t offset, const
 /* Nobody knows which of two tables the header points to: both are good as long as nothing is written any
  * more. Returns error. */
 int qcow2_give_up_locked(Qcow2State *s, int error, const char *what);
+
+/* The bits of autoclear that hold whatever we change. */
+static inline uint64_t qcow2_autoclear_kept(const Qcow2State *s)
+{
+    return (s->data_raw ? QCOW2_AUTOCLEAR_DATA_RAW : 0) | (s->bitmaps_marked ? QCOW2_AUTOCLEAR_BITMAPS : 0);
+}
+
+/* ---- header-ext.c */
+typedef struct Qcow2Extras { /* as the image has it; NULL where it has not */
+    char *backing, *backing_format;
+    char *data_file;
+    uint32_t n_bitmaps;
+    Qcow2Extent bitmaps; /* their directory */
+} Qcow2Extras;
+
+/* From the `n` bytes at the start of the file. Into *x, which is zeroed. */
+void qcow2_extras_read(const uint8_t *buf, size_t n, const Qcow2Header *h, Qcow2Extras *x);
+void qcow2_extras_clear(Qcow2Extras *x);
+G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(Qcow2Extras, qcow2_extras_clear)
+
+/* ---- bitmaps.c */
+/* Before the first change; where it cannot be done, bitmaps_marked stays false. */
+int coroutine_fn qcow2_bitmaps_mark_locked(Qcow2State *s);
+
+/* ---- reference.c */
+typedef struct Qcow2Reference {
+    const char *key;    /* the option by which the graph can say it instead */
+    const char *what;   /* "backing file" */
+    const char *remedy; /* what the graph can say */
+    const char *name;   /* in the image */
+    bool format_needed;
+    const char *format; /* in the image, or NULL */
+    BlockChildRole role;
+} Qcow2Reference;
+
+/* Open what the image names where that lies below one of the directories (NULL: none). */
+int coroutine_fn qcow2_open_reference(BlockNode *node, BlockOptions *opts, const Qcow2Reference *ref,
+                                      char **directories, BlockChild **out, GError **errp);
+
+/* ---- data-file.c */
+/* Open the child `data-file` where the image needs it. */
+int coroutine_fn qcow2_data_file_open(BlockNode *node, BlockOptions *opts, const Qcow2Extras *x,
+                                      char **directories, GError **errp);
+/* The image will be longer, or was cut: so shall the data file. */
+int coroutine_fn qcow2_data_file_grow(Qcow2State *s, int64_t from, int64_t to);
+void coroutine_fn qcow2_data_file_cut(Qcow2State *s, int64_t length);
+/* Zero bytes in a raw data file say all; no entry changes. */
+int coroutine_fn qcow2_data_file_zero_raw(Qcow2State *s, int64_t offset, int64_t bytes,
+                                          BlockRequestFlags flags);
+int64_t coroutine_fn qcow2_co_get_allocated(BlockNode *node);
 
 /* ---- directory.c */
 int coroutine_fn qcow2_directory_read(Qcow2State *s, Qcow2Directory *d, uint64_t offset, uint32_t n);
@@ -239,6 +301,8 @@ int coroutine_fn qcow2_release_locked(Qcow2State *s);
 
 /* ---- sync.c */
 int coroutine_fn qcow2_file_flush(Qcow2State *s);
+/* Guest data, and the file. */
+int coroutine_fn qcow2_data_flush(Qcow2State *s);
 int coroutine_fn qcow2_write_refcounts_locked(Qcow2State *s);
 int coroutine_fn qcow2_write_l2_locked(Qcow2State *s);
 int coroutine_fn qcow2_sync(Qcow2State *s);
@@ -318,6 +382,12 @@ typedef struct Qcow2L2Entry {
 
 Qcow2L2Entry qcow2_l2_load(const Qcow2State *s, const Qcow2Table *t, uint32_t i);
 void qcow2_l2_store(Qcow2State *s, Qcow2Table *t, uint32_t i, Qcow2L2Entry e);
+/* Whether it says where a cluster lies, in use or not. */
+static inline bool qcow2_entry_has_place(const Qcow2State *s, uint64_t entry)
+{
+    return entry & (s->external ? QCOW2_ENTRY_OFFSET | QCOW2_ENTRY_COPIED : QCOW2_ENTRY_OFFSET);
+}
+
 Qcow2Type qcow2_l2_type(const Qcow2State *s, Qcow2L2Entry e, uint32_t sub);
 /* Where compressed data lies. */
 Qcow2Extent qcow2_compressed_extent(const Qcow2State *s, uint64_t entry);
@@ -352,13 +422,19 @@ void coroutine_fn qcow2_busy_wait_locked(Qcow2State *s, int64_t offset, int64_t 
 void qcow2_busy_begin_locked(Qcow2State *s, Qcow2Busy *b, int64_t start, int64_t end);
 void qcow2_busy_end_locked(Qcow2State *s, Qcow2Busy *b);
 
-/* ---- read.c, compress.c, write.c, zero.c, status.c, resize.c */
+/* ---- resize.c, shrink.c */
+/* L1 entries for an image of `length` bytes. */
+uint64_t qcow2_l1_entries(const Qcow2State *s, int64_t length);
+/* Write all tables, then the length, to stable storage. */
+int coroutine_fn qcow2_write_length(Qcow2State *s, int64_t length);
+int coroutine_fn qcow2_shrink(Qcow2State *s, int64_t length);
+int coroutine_fn qcow2_co_truncate(BlockNode *node, int64_t length, GError **errp);
+
+/* ---- read.c, compress.c, write.c, zero.c, status.c */
 int coroutine_fn qcow2_co_preadv(BlockNode *node, int64_t offset, int64_t bytes, const IoVector *qiov,
                                  size_t qiov_offset, BlockRequestFlags flags);
 int coroutine_fn qcow2_read_range(Qcow2State *s, const Qcow2Directory *l1, int64_t offset, int64_t bytes,
                                   const IoVector *qiov, size_t qiov_offset);
-/* L1 entries for an image of `length` bytes. */
-uint64_t qcow2_l1_entries(const Qcow2State *s, int64_t length);
 /* Guest bytes for copy-on-write: zeroes from the end of the node on. */
 int coroutine_fn qcow2_read_source(Qcow2State *s, int64_t offset, int64_t bytes, uint8_t *buf);
 /* 0 or -EIO; in the calling thread. */
@@ -376,7 +452,6 @@ int coroutine_fn qcow2_block_status_in(Qcow2State *s, const Qcow2Directory *l1, 
                                        int64_t *pnum, BlockChild **child, int64_t *child_offset);
 int coroutine_fn qcow2_co_block_status(BlockNode *node, int64_t offset, int64_t bytes, int64_t *pnum,
                                        BlockChild **child, int64_t *child_offset);
-int coroutine_fn qcow2_co_truncate(BlockNode *node, int64_t length, GError **errp);
 
 /* ---- check.c */
 int coroutine_fn qcow2_co_check(BlockNode *node, BlockCheckFix fix, const BlockCheckListener *listener,

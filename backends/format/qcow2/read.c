@@ -24,7 +24,7 @@ static int coroutine_fn read_mapped(Qcow2State *s, const Qcow2Mapping *m, int64_
 {
     switch (m->type) {
     case QCOW2_NORMAL:
-        return block_child_co_preadv(s->node->file, (int64_t)m->host, m->bytes, qiov, qiov_offset, 0);
+        return block_child_co_preadv(s->data, (int64_t)m->host, m->bytes, qiov, qiov_offset, 0);
     case QCOW2_COMPRESSED:
         return qcow2_read_compressed(s, m->entry, offset & (s->cluster_size - 1), m->bytes, qiov,
                                      qiov_offset);

@@ -1,5 +1,5 @@
 /*
- * qcow2: growing an image.
+ * qcow2: growing an image. shrink.c cuts it short.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -94,33 +94,45 @@ static int coroutine_fn clear_new_range(BlockNode *node, int64_t from, int64_t t
     return ret;
 }
 
-int coroutine_fn qcow2_co_truncate(BlockNode *node, int64_t length, GError **errp)
+static int coroutine_fn grow(Qcow2State *s, int64_t length)
 {
-    Qcow2State *s = node->opaque;
-    int64_t old = s->length;
-    if (length < old) {
-        return bg_error_set(errp, ENOTSUP, "node '%s': shrinking a qcow2 image is not supported", node->name);
-    }
-    if (s->version < 3 && s->snapshots->len) {
-        return bg_error_set(errp, ENOTSUP,
-                            "node '%s': a qcow2 image of version 2 with snapshots cannot be resized",
-                            node->name);
-    }
     co_mutex_lock(&s->sync_lock);
     co_mutex_lock(&s->lock);
     int ret = make_room_locked(s, length);
     co_mutex_unlock(&s->lock);
     co_mutex_unlock(&s->sync_lock);
     /* The length last: until then nobody sees what had to be cleared. */
-    ret = ret < 0 ? ret : clear_new_range(node, old, length);
-    ret = ret < 0 ? ret : qcow2_sync(s);
-    ret = ret < 0 ? ret : qcow2_file_flush(s);
+    ret = ret < 0 ? ret : qcow2_data_file_grow(s, s->length, length);
+    ret = ret < 0 ? ret : clear_new_range(s->node, s->length, length);
+    return ret < 0 ? ret : qcow2_write_length(s, length);
+}
+
+int coroutine_fn qcow2_write_length(Qcow2State *s, int64_t length)
+{
     uint64_t be = GUINT64_TO_BE((uint64_t)length);
+    int ret = qcow2_sync(s);
+    ret = ret < 0 ? ret : qcow2_file_flush(s);
     co_mutex_lock(&s->lock);
     ret = ret < 0 ? ret : qcow2_header_write_locked(s, QCOW2_HEADER_SIZE, &be, sizeof be);
     co_mutex_unlock(&s->lock);
+    ret = ret < 0 ? ret : qcow2_file_flush(s);
     if (ret == 0) {
         s->length = length;
     }
-    return ret < 0 ? bg_error_set_errno(errp, -ret, "node '%s': growing the qcow2 image", node->name) : 0;
+    return ret;
+}
+
+int coroutine_fn qcow2_co_truncate(BlockNode *node, int64_t length, GError **errp)
+{
+    Qcow2State *s = node->opaque;
+    if (s->version < 3 && s->snapshots->len) {
+        return bg_error_set(errp, ENOTSUP,
+                            "node '%s': a qcow2 image of version 2 with snapshots cannot be resized",
+                            node->name);
+    }
+    bool shrinks = length < s->length;
+    int ret = shrinks ? qcow2_shrink(s, length) : grow(s, length);
+    return ret < 0 ? bg_error_set_errno(errp, -ret, "node '%s': %s the qcow2 image", node->name,
+                                        shrinks ? "shrinking" : "growing")
+                   : 0;
 }

@@ -59,6 +59,15 @@ static int coroutine_fn co_prepare(BlockNode *node, const BlockSnapshotChange *c
 {
     Qcow2State *s = node->opaque;
     const Qcow2Snapshot *p = qcow2_snapshot_find(s, change->name);
+    if (s->external) {
+        return bg_error_set(errp, EOPNOTSUPP,
+                            "node '%s': an image with an external data file has no snapshots", node->name);
+    }
+    if (change->action == BLOCK_SNAPSHOT_CREATE && s->external) {
+        return bg_error_set(errp, ENOTSUP,
+                            "node '%s': a qcow2 image with an external data file cannot have snapshots",
+                            node->name);
+    }
     if (change->action == BLOCK_SNAPSHOT_DELETE && p->views) {
         return bg_error_set(errp, EBUSY, "node '%s': snapshot '%s' is being read", node->name, change->name);
     }

@@ -21,7 +21,7 @@ int coroutine_fn qcow2_block_status_in(Qcow2State *s, const Qcow2Directory *l1, 
     *pnum = m.bytes;
     switch (m.type) {
     case QCOW2_NORMAL: /* holes of the file are zeroes: a preallocated image */
-        *child = node->file;
+        *child = s->data;
         *child_offset = (int64_t)m.host;
         return BLOCK_STATUS_DATA | BLOCK_STATUS_ALLOCATED | BLOCK_STATUS_RECURSE;
     case QCOW2_COMPRESSED:

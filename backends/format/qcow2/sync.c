@@ -23,6 +23,12 @@ int coroutine_fn qcow2_file_flush(Qcow2State *s)
     return block_child_co_flush(s->node->file);
 }
 
+int coroutine_fn qcow2_data_flush(Qcow2State *s)
+{
+    int ret = s->external ? block_child_co_flush(s->data) : 0;
+    return ret < 0 ? ret : qcow2_file_flush(s);
+}
+
 int coroutine_fn qcow2_write_refcounts_locked(Qcow2State *s)
 {
     int ret = qcow2_cache_write_dirty_locked(s, &s->refcount_cache);
@@ -36,7 +42,7 @@ int coroutine_fn qcow2_write_refcounts_locked(Qcow2State *s)
 int coroutine_fn qcow2_write_l2_locked(Qcow2State *s)
 {
     int ret = qcow2_write_refcounts_locked(s);
-    ret = ret < 0 ? ret : qcow2_file_flush(s);
+    ret = ret < 0 ? ret : qcow2_data_flush(s);
     return ret < 0 ? ret : qcow2_cache_write_dirty_locked(s, &s->l2_cache);
 }
 
@@ -58,7 +64,7 @@ static int coroutine_fn write_tables(Qcow2State *s) BG_NO_TSA
     }
     uint64_t links = s->link_count;
     co_mutex_unlock(&s->lock);
-    ret = qcow2_file_flush(s);
+    ret = qcow2_data_flush(s);
     co_mutex_lock(&s->lock);
     if (ret == 0 && s->link_count != links) {
         ret = qcow2_write_l2_locked(s);

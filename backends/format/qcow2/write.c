@@ -17,7 +17,7 @@
 
 typedef struct WritePlan {
     bool in_place;
-    bool fresh;     /* new clusters, rather than one that the entry refers to without using it */
+    bool fresh;     /* clusters taken, rather than one that the entry refers to, or places in a data file */
     uint64_t host;  /* in place: of the first byte; else of the first cluster */
     int64_t bytes;  /* of the request */
     unsigned epoch; /* in place */
@@ -27,10 +27,18 @@ typedef struct WritePlan {
 
 /* ---- Plan */
 
-static bool is_ours(Qcow2L2Entry e)
+static bool is_ours(const Qcow2State *s, Qcow2L2Entry e)
 {
-    return (e.entry & QCOW2_ENTRY_COPIED) && (e.entry & QCOW2_ENTRY_OFFSET) &&
+    return (e.entry & QCOW2_ENTRY_COPIED) && qcow2_entry_has_place(s, e.entry) &&
            !(e.entry & QCOW2_ENTRY_COMPRESSED);
+}
+
+static int coroutine_fn check_place_locked(Qcow2State *s, uint64_t host, int64_t bytes)
+{
+    if (!s->external) {
+        return qcow2_overlap_check_locked(s, QCOW2_CLASS_DATA, host, (uint64_t)bytes);
+    }
+    return atomic_load(&s->corrupt) ? -EIO : 0;
 }
 
 static bool has_content(Qcow2L2Entry e)
@@ -58,7 +66,7 @@ static int coroutine_fn plan_reuse(Qcow2State *s, Qcow2L2Entry e, int64_t offset
     p->bytes = end - offset;
     p->cow_start = round_down(offset, sub);
     p->cow_end = round_down(end + sub - 1, sub);
-    return qcow2_overlap_check_locked(s, QCOW2_CLASS_DATA, p->host, (uint64_t)s->cluster_size);
+    return check_place_locked(s, p->host, s->cluster_size);
 }
 
 /* New clusters, up to the first that has a place of its own or the end of the table. */
@@ -68,16 +76,20 @@ static int coroutine_fn plan_fresh(Qcow2State *s, const Qcow2Table *t, int64_t o
     int64_t start = qcow2_cluster_start(s, offset), sub = INT64_C(1) << s->sub_bits;
     uint32_t first = qcow2_l2_index(s, offset), n = 1, room = (1u << s->l2_bits) - first;
     while (n < room && start + n * s->cluster_size < offset + bytes &&
-           !is_ours(qcow2_l2_load(s, t, first + n))) {
+           !is_ours(s, qcow2_l2_load(s, t, first + n))) {
         n++;
     }
     int64_t end = start + n * s->cluster_size;
-    p->fresh = true;
+    p->fresh = !s->external;
     p->bytes = MIN(bytes, end - offset);
     /* What a cluster holds already moves along with it. */
     p->cow_start = has_content(qcow2_l2_load(s, t, first)) ? start : round_down(offset, sub);
     p->cow_end =
         has_content(qcow2_l2_load(s, t, first + n - 1)) ? end : round_down(offset + p->bytes + sub - 1, sub);
+    if (s->external) {
+        p->host = (uint64_t)start;
+        return 0;
+    }
     return qcow2_alloc_locked(s, n, &p->host);
 }
 
@@ -89,7 +101,7 @@ static int coroutine_fn plan_allocation(Qcow2State *s, int64_t offset, int64_t b
         return ret;
     }
     Qcow2L2Entry e = qcow2_l2_load(s, t, qcow2_l2_index(s, offset));
-    ret = is_ours(e) ? plan_reuse(s, e, offset, bytes, p) : plan_fresh(s, t, offset, bytes, p);
+    ret = is_ours(s, e) ? plan_reuse(s, e, offset, bytes, p) : plan_fresh(s, t, offset, bytes, p);
     qcow2_cache_put(t);
     if (ret == 0) {
         qcow2_busy_begin_locked(s, &p->busy, qcow2_cluster_start(s, offset),
@@ -113,7 +125,7 @@ static int coroutine_fn plan_write_locked(Qcow2State *s, int64_t offset, int64_t
     }
     p->host = m.host;
     p->bytes = m.bytes;
-    ret = qcow2_overlap_check_locked(s, QCOW2_CLASS_DATA, m.host, (uint64_t)m.bytes);
+    ret = check_place_locked(s, m.host, m.bytes);
     if (ret == 0) {
         p->epoch = qcow2_io_enter_locked(s);
     }
@@ -122,11 +134,18 @@ static int coroutine_fn plan_write_locked(Qcow2State *s, int64_t offset, int64_t
 
 /* ---- Data */
 
+/* A data file is not to become longer than the guest's disk, nor need its device. */
+static int64_t end_of_copy(Qcow2State *s, const WritePlan *p, int64_t end)
+{
+    return s->external ? MIN(p->cow_end, MAX(end, block_node_length(s->node))) : p->cow_end;
+}
+
 /* The request's bytes between copies of what is around them, in one write. */
 static int coroutine_fn write_around(Qcow2State *s, const WritePlan *p, int64_t offset, const IoVector *qiov,
                                      size_t qiov_offset)
 {
-    int64_t n_head = offset - p->cow_start, n_tail = p->cow_end - (offset + p->bytes);
+    int64_t end = offset + p->bytes, copy_end = end_of_copy(s, p, end);
+    int64_t n_head = offset - p->cow_start, n_tail = copy_end - end;
     g_autofree uint8_t *buf = g_try_malloc((size_t)MAX(n_head + n_tail, 1));
     g_autofree struct iovec *iov = g_new(struct iovec, (size_t)qiov->niov + 2);
     if (!buf) {
@@ -134,7 +153,7 @@ static int coroutine_fn write_around(Qcow2State *s, const WritePlan *p, int64_t 
     }
     int ret = n_head ? qcow2_read_source(s, p->cow_start, n_head, buf) : 0;
     if (ret == 0 && n_tail) {
-        ret = qcow2_read_source(s, offset + p->bytes, n_tail, buf + n_head);
+        ret = qcow2_read_source(s, end, n_tail, buf + n_head);
     }
     if (ret < 0) {
         return ret;
@@ -147,9 +166,9 @@ static int coroutine_fn write_around(Qcow2State *s, const WritePlan *p, int64_t 
     if (n_tail) {
         iov[niov++] = (struct iovec){buf + n_head, (size_t)n_tail};
     }
-    IoVector whole = {iov, niov, (size_t)(p->cow_end - p->cow_start)};
+    IoVector whole = {iov, niov, (size_t)(copy_end - p->cow_start)};
     int64_t at = (int64_t)p->host + (p->cow_start - p->busy.start);
-    return block_child_co_pwritev(s->node->file, at, (int64_t)whole.size, &whole, 0, 0);
+    return block_child_co_pwritev(s->data, at, (int64_t)whole.size, &whole, 0, 0);
 }
 
 /* ---- Link */
@@ -217,7 +236,7 @@ int coroutine_fn qcow2_co_pwritev(BlockNode *node, int64_t offset, int64_t bytes
             return ret;
         }
         if (p.in_place) {
-            ret = block_child_co_pwritev(node->file, (int64_t)p.host, p.bytes, qiov, qiov_offset, 0);
+            ret = block_child_co_pwritev(s->data, (int64_t)p.host, p.bytes, qiov, qiov_offset, 0);
             qcow2_io_leave(s, p.epoch);
         } else {
             ret = write_around(s, &p, offset, qiov, qiov_offset);

@@ -139,6 +139,9 @@ int coroutine_fn qcow2_co_pwrite_zeroes(BlockNode *node, int64_t offset, int64_t
 {
     Qcow2State *s = node->opaque;
     bool unmap = flags & BLOCK_REQ_MAY_UNMAP;
+    if (s->data_raw) {
+        return qcow2_data_file_zero_raw(s, offset, bytes, flags);
+    }
     if (s->version < 3 && (has_below(s) || !unmap)) {
         return -ENOTSUP; /* version 2 has no entry that says zero */
     }
@@ -150,7 +153,14 @@ int coroutine_fn qcow2_co_pwrite_zeroes(BlockNode *node, int64_t offset, int64_t
     if ((offset | end) & (sub - 1)) {
         return -ENOTSUP;
     }
-    return zero_range(s, offset, end, unmap ? ZERO_UNMAP : ZERO_KEEP);
+    int ret = zero_range(s, offset, end, unmap ? ZERO_UNMAP : ZERO_KEEP);
+    if (ret == 0 && unmap && s->external) {
+        /* Zeroes rather than a discard: the entries may not be stable yet. Where it fails, only room is lost.
+         */
+        block_child_co_pwrite_zeroes(s->data, offset, end - offset,
+                                     BLOCK_REQ_MAY_UNMAP | BLOCK_REQ_NO_FALLBACK);
+    }
+    return ret;
 }
 
 int coroutine_fn qcow2_co_pdiscard(BlockNode *node, int64_t offset, int64_t bytes)
@@ -159,5 +169,12 @@ int coroutine_fn qcow2_co_pdiscard(BlockNode *node, int64_t offset, int64_t byte
     if (s->version < 3 && has_below(s)) {
         return -ENOTSUP;
     }
-    return zero_range(s, offset, offset + bytes, ZERO_DISCARD);
+    if (s->data_raw) {
+        return qcow2_data_file_zero_raw(s, offset, bytes, BLOCK_REQ_MAY_UNMAP);
+    }
+    int ret = zero_range(s, offset, offset + bytes, ZERO_DISCARD);
+    if (ret == 0 && s->external) {
+        block_child_co_pdiscard(s->data, offset, bytes);
+    }
+    return ret;
 }
