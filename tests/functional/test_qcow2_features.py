@@ -658,3 +658,24 @@ def test_bitmap_directory_at_a_hostile_place(place):
     daemon.stop()
     with opened(image, os.O_RDONLY) as fd:
         assert os.pread(fd, size, l1_offset) == directory
+
+
+@pytest.mark.parametrize("options", ("", ",data_file_raw=on", ",extended_l2=on"))
+def test_check_with_an_external_data_file(place, options):
+    """Its tables alone are checked; the data file need not be there."""
+    place.run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "data_file=disk.raw" + options, "disk.qcow2", "6M")
+    place.run("qemu-io", "-f", "qcow2", "-c", "write 0 1M", "-c", "write 3M 100k", "-c", "discard 64k 128k",
+              "disk.qcow2")
+    (place.path / "disk.raw").unlink()
+    done = place.run(place.binary.with_name("blockgraph"), "check", "disk.qcow2")
+    assert "No errors were found" in done.stdout
+
+
+def test_snapshots_are_refused_with_an_external_data_file(place):
+    place.run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "data_file=disk.raw", "disk.qcow2", "6M")
+    daemon = place.mount(NODE.format(image="disk.qcow2")
+                         + "data-file.driver = file\ndata-file.filename = disk.raw\n")
+    with pytest.raises(OSError) as error:
+        daemon.file(".snap").joinpath("s").mkdir()
+    assert error.value.errno == errno.EOPNOTSUPP
+    assert "external data file" in daemon.file(".graph/errors").read_text()

@@ -68,7 +68,7 @@ static bool coroutine_fn check_entry(Qcow2Check *c, uint64_t offset, uint32_t i,
     if (entry & QCOW2_ENTRY_COMPRESSED) {
         return fix && (entry & QCOW2_ENTRY_COPIED);
     }
-    bool wrong = is_wrong(c, entry);
+    bool wrong = !c->s->external && is_wrong(c, entry);
     if (wrong) {
         tell(c, "L2", offset, i, entry);
     }

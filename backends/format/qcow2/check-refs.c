@@ -106,7 +106,8 @@ static void count_compressed(Qcow2Check *c, uint64_t table, uint32_t i, Qcow2L2E
 static bool subclusters_contradict(const Qcow2State *s, Qcow2L2Entry e)
 {
     uint32_t allocated = (uint32_t)e.bitmap, zero = (uint32_t)(e.bitmap >> 32);
-    return s->extended && ((allocated & zero) || (allocated && !(e.entry & QCOW2_ENTRY_OFFSET)));
+    bool has_place = s->external || (e.entry & QCOW2_ENTRY_OFFSET);
+    return s->extended && ((allocated & zero) || (allocated && !has_place));
 }
 
 static void count_standard(Qcow2Check *c, uint64_t table, uint32_t i, Qcow2L2Entry e, uint32_t times)
@@ -122,7 +123,7 @@ static void count_standard(Qcow2Check *c, uint64_t table, uint32_t i, Qcow2L2Ent
         qcow2_check_corrupt(c, "L2 table at 0x%" PRIx64 ", entry %" PRIu32 ": contradictory subclusters",
                             table, i);
     }
-    if (!offset) {
+    if (!offset || s->external) { /* clusters of an external data file have no refcounts */
         return;
     }
     if (offset & (uint64_t)(s->cluster_size - 1)) {

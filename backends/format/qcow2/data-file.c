@@ -43,6 +43,9 @@ int coroutine_fn qcow2_data_file_open(BlockNode *node, BlockOptions *opts, const
                    ? 0
                    : -EINVAL;
     }
+    if (node->to_check) { /* its tables, which do not need the data */
+        return 0;
+    }
     node->file->role = BLOCK_ROLE_METADATA;
     int ret = open_child(node, opts, x, directories, &s->data, errp);
     if (ret == 0 && s->data->node == node->file->node) {
