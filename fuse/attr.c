@@ -169,3 +169,15 @@ int coroutine_fn fuse_inode_co_entry(FuseRequest *req, FuseInode *inode, struct 
     out->entry_valid = stays ? ATTR_VALID_S : 0;
     return fuse_inode_co_attr(req, inode, &out->attr, &out->attr_valid);
 }
+
+int coroutine_fn fuse_inode_co_reply_entry(FuseRequest *req, FuseInode *inode)
+{
+    FuseInodeTable *inodes = &req->queue->mount->inodes;
+    struct fuse_entry_out *out = fuse_request_small_reply(req, sizeof *out);
+    int ret = fuse_inode_co_entry(req, inode, out);
+    if (ret == 0) {
+        fuse_inode_looked_up(inodes, inode);
+    }
+    fuse_inode_put(inodes, inode);
+    return ret;
+}

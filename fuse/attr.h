@@ -18,6 +18,9 @@ int coroutine_fn fuse_inode_co_attr(FuseRequest *req, FuseInode *inode, struct f
 /* A whole entry, as LOOKUP and READDIRPLUS send it. The caller counts the look-up. */
 int coroutine_fn fuse_inode_co_entry(FuseRequest *req, FuseInode *inode, struct fuse_entry_out *out);
 
+/* The same as the reply to a request, with the look-up counted. Takes over the caller's reference. */
+int coroutine_fn fuse_inode_co_reply_entry(FuseRequest *req, FuseInode *inode);
+
 /* S_IFDIR, S_IFREG or S_IFLNK. */
 uint32_t fuse_inode_type(const FuseInode *inode);
 

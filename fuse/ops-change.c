@@ -28,7 +28,6 @@ int coroutine_fn fuse_op_refuse(FuseRequest *req)
 /* mkdir in .snap takes a snapshot of every writable export. */
 int coroutine_fn fuse_op_mkdir(FuseRequest *req)
 {
-    FuseInodeTable *inodes = &req->queue->mount->inodes;
     FuseInode *dir = fuse_request_inode(req), *child;
     if (!dir || dir->kind != FUSE_INODE_SNAP_DIR) {
         return fuse_op_refuse(req);
@@ -38,15 +37,7 @@ int coroutine_fn fuse_op_mkdir(FuseRequest *req)
     }
     int ret = snapshot_co_create(req, req->names[0]);
     ret = ret < 0 ? ret : snapshot_co_lookup(req, dir, req->names[0], &child);
-    if (ret < 0) {
-        return ret;
-    }
-    ret = fuse_inode_co_entry(req, child, fuse_request_small_reply(req, sizeof(struct fuse_entry_out)));
-    if (ret == 0) {
-        fuse_inode_looked_up(inodes, child);
-    }
-    fuse_inode_put(inodes, child);
-    return ret;
+    return ret < 0 ? ret : fuse_inode_co_reply_entry(req, child);
 }
 
 /* rmdir deletes it, whatever the directory seems to hold. */

@@ -38,7 +38,6 @@ static int coroutine_fn dir_co_lookup(FuseRequest *req, FuseInode *dir, const ch
 
 int coroutine_fn fuse_op_lookup(FuseRequest *req)
 {
-    FuseInodeTable *inodes = &req->queue->mount->inodes;
     FuseInode *dir = fuse_request_inode(req), *child;
     if (!dir) {
         return -ESTALE;
@@ -50,14 +49,7 @@ int coroutine_fn fuse_op_lookup(FuseRequest *req)
         return -ENAMETOOLONG;
     }
     int ret = dir_co_lookup(req, dir, req->names[0], &child);
-    if (ret < 0) {
-        return ret;
-    }
-    ret = fuse_inode_co_entry(req, child, fuse_request_small_reply(req, sizeof(struct fuse_entry_out)));
-    if (ret == 0) {
-        fuse_inode_looked_up(inodes, child);
-    }
-    fuse_inode_put(inodes, child);
+    ret = ret < 0 ? ret : fuse_inode_co_reply_entry(req, child);
     return ret == -ESTALE ? -ENOENT : ret;
 }
 
