@@ -26,15 +26,15 @@ typedef struct Insertion {
 
 /* ---- Checks */
 
-bool block_overlay_is_possible(const BlockNode *node)
+bool block_overlay_is_possible(const BlockDriver *driver)
 {
-    return node->driver->child_options && g_strv_contains(node->driver->child_options, "backing");
+    return driver->child_options && g_strv_contains(driver->child_options, "backing");
 }
 
 static int check_pair(const BlockOverlay *p, GError **errp)
 {
     const char *name = p->overlay->name;
-    if (!block_overlay_is_possible(p->overlay)) {
+    if (!block_overlay_is_possible(p->overlay->driver)) {
         return bg_error_set(errp, ENOTSUP, "node '%s' cannot be an overlay: driver '%s' has no backing", name,
                             p->overlay->driver->name);
     }
@@ -74,7 +74,8 @@ static int check_pairs(const BlockOverlay *pairs, unsigned n, GError **errp)
 /* ---- Flush */
 
 /*
- * Also where the user does not want flushes: the driver's tables are not written any more once it is read-only.
+ * Also where the user does not want flushes: the driver's tables are not written any more once it is
+ * read-only.
  */
 static int coroutine_fn flush_node(BlockNode *node, GError **errp)
 {
@@ -191,12 +192,15 @@ int coroutine_fn block_overlay_co_insert(const BlockOverlay *pairs, unsigned n, 
     if (ret < 0) {
         return ret;
     }
+    BlockGraph *graph = nodes[0]->graph;
+    co_mutex_lock(&graph->snapshot_lock); /* a snapshot half made needs its node writable */
     BlockDrain *section = block_drain_co_begin_nodes(nodes, 2 * n);
     ret = check_pairs(pairs, n, errp); /* while we waited, things may have changed */
     ret = ret < 0 ? ret : flush_all(all, n, errp);
     ret = ret < 0 ? ret : change_graph(all, n, errp);
     clean_up(all, n, ret < 0);
-    block_drain_graph_changed(nodes[0]->graph);
+    block_drain_graph_changed(graph);
     block_drain_end(section);
+    co_mutex_unlock(&graph->snapshot_lock);
     return ret;
 }

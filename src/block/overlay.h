@@ -1,6 +1,6 @@
 /*
- * Overlays: external snapshots. A node that can have a backing takes the place of another, under I/O, and what
- * is written from then on goes to it; the other is its backing, and read only.
+ * Overlays: external snapshots. A node that can have a backing takes the place of another, under I/O, and
+ * what is written from then on goes to it; the other is its backing, and read only.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -21,7 +21,7 @@ typedef struct BlockOverlay {
  */
 int coroutine_fn block_overlay_co_insert(const BlockOverlay *pairs, unsigned n, GError **errp);
 
-/* Whether the node's driver takes a backing. */
-bool block_overlay_is_possible(const BlockNode *node);
+/* Whether nodes of the driver take a backing. */
+bool block_overlay_is_possible(const BlockDriver *driver);
 
 #endif /* BG_BLOCK_OVERLAY_H */

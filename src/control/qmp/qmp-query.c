@@ -21,6 +21,21 @@ static void set_string(JsonObject *object, const char *name, const char *text)
 
 /* ---- query-named-block-nodes */
 
+static void coroutine_fn add_snapshots(JsonObject *image, BlockNode *node)
+{
+    g_autoptr(GPtrArray) infos = g_ptr_array_new_with_free_func((GDestroyNotify)block_snapshot_info_free);
+    JsonArray *list;
+
+    if (!node->driver->snapshots || node->driver->snapshots->co_list(node, infos, NULL) < 0 || !infos->len) {
+        return;
+    }
+    list = json_array_new();
+    for (guint i = 0; i < infos->len; i++) {
+        json_array_add_object_element(list, qmp_snapshot_info(infos->pdata[i]));
+    }
+    json_object_set_array_member(image, "snapshots", list);
+}
+
 static JsonObject *coroutine_fn image_info(BlockNode *node, bool flat)
 {
     JsonObject *image = json_object_new();
@@ -33,6 +48,7 @@ static JsonObject *coroutine_fn image_info(BlockNode *node, bool flat)
     if (allocated >= 0) {
         json_object_set_int_member(image, "actual-size", allocated);
     }
+    add_snapshots(image, node);
     if (node->backing) {
         g_autofree char *backing = block_node_filename(node->backing->node);
 
