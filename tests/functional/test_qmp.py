@@ -10,6 +10,7 @@ import stat
 import subprocess
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -90,6 +91,8 @@ def test_commands_and_help(daemon):
         assert {"qmp_capabilities", "quit", "query-named-block-nodes", "transaction"} <= names
         text = control("x-blockgraph-help")
         assert all(f"\n{name} {{" in "\n" + text for name in names)
+        manual = (Path(__file__).resolve().parents[2] / "docs/control.md").read_text()
+        assert all(f"`{name}`" in manual for name in names)
         assert control("x-blockgraph-help", command="quit").startswith("quit {}")
         error = refused(control, "query-named-block-node")
         assert error.error_class == "CommandNotFound" and "query-named-block-nodes" in error.desc

@@ -3,6 +3,7 @@
 SPDX-License-Identifier: GPL-2.0-or-later
 """
 
+import errno
 import hashlib
 import os
 import random
@@ -303,3 +304,96 @@ def test_reader_of_an_inner_snapshot_stays(place, daemon):
         finally:
             os.close(reader)
         assert daemon.file("vm.img").read_bytes()[:3] == b"new"
+
+
+def test_node_of_the_graph_as_overlay(place):
+    """blockdev-snapshot: the overlay was opened before, with nothing below it."""
+    qcow2.create(place, "base.qcow2", "", 4 * MiB)
+    qcow2.create(place, "over.qcow2", "", 4 * MiB)
+    daemon = place.mount("""
+[node base]
+driver = qcow2
+file.driver = file
+file.filename = base.qcow2
+
+[node over]
+driver = qcow2
+file.driver = file
+file.filename = over.qcow2
+
+[export vm.img]
+node = base
+writable = on
+""")
+    with opened(daemon.file("vm.img")) as fd, qmp.connect(daemon) as control:
+        os.pwrite(fd, b"below", 0)
+        before = control("x-blockgraph-graph", format="conf")
+        with pytest.raises(QmpError):
+            control("blockdev-snapshot", node="base", overlay="base")
+        with pytest.raises(QmpError):
+            control("blockdev-snapshot", node="base", overlay="none")
+        assert control("x-blockgraph-graph", format="conf") == before
+        control("blockdev-snapshot", node="base", overlay="over")
+        os.pwrite(fd, b"ABOVE", 0)
+        with pytest.raises(QmpError) as failure:
+            control("blockdev-snapshot", node="base", overlay="over")
+        assert "over" in failure.value.desc
+        graph = control("x-blockgraph-graph", format="conf")
+        assert "backing = base" in graph and graph.count("read-only = on") == 1
+    daemon.stop()
+    assert qcow2.content(place, "base.qcow2")[:5] == b"below"
+    assert place.mount(graph, at="again").file("vm.img").read_bytes()[:5] == b"ABOVE"
+
+
+def test_overlay_inside_the_mount(daemon):
+    """A graph cannot stand on itself: refused, and nothing hangs."""
+    with qmp.connect(daemon) as control:
+        for name in (daemon.mountpoints[0] / "new.qcow2", daemon.file("data"), daemon.mountpoints[0] / ".snap/x"):
+            with pytest.raises(QmpError):
+                control("blockdev-snapshot-sync", device="vm.img", snapshot_file=str(name))
+        assert {e["node-name"] for e in control("query-block-exports")} == {"base", "plain"}
+    with opened(daemon.file("data")) as fd:
+        assert os.pread(fd, 5, 0) == b"plain"
+
+
+def test_beside_snapshots_inside(place):
+    """mkdir and rmdir in .snap, overlays and I/O, all at the same time."""
+    qcow2.create(place, "base.qcow2", "", 4 * MiB)
+    daemon = place.start("--format=qcow2", "base.qcow2", place.directory(), mountpoints=[place.path / "mnt"])
+    writer = Writer(daemon.file("base.qcow2"), 7)
+    stop = threading.Event()
+    taken = []
+
+    def snap():
+        number = 0
+        while not stop.is_set():
+            number += 1
+            path = daemon.mountpoints[0] / f".snap/n{number}"
+            try:
+                path.mkdir()
+                taken.append(number)
+                if number % 2:
+                    path.rmdir()
+            except OSError as error:
+                # The node became read-only in between, or its snapshot lies below an overlay now.
+                if error.errno not in (errno.EROFS, errno.ENOENT, errno.EACCES):
+                    raise
+
+    thread = threading.Thread(target=snap)
+    thread.start()
+    overlays = count(5, 50)
+    try:
+        with qmp.connect(daemon) as control:
+            for i in range(overlays):
+                writer.wait_for(30)
+                control("x-blockgraph-snapshot-create", name=f"s{i}", external=True)
+    finally:
+        stop.set()
+        thread.join()
+    mirror = writer.finish()
+    daemon.stop(timeout=60)
+    images = ["base.qcow2"] + [f"base.qcow2.s{i}.qcow2" for i in range(overlays)]
+    for image in images:
+        qcow2.check(place, image)
+    qcow2.compare(place, images[-1], mirror)
+    assert taken
