@@ -132,6 +132,8 @@ static void move_users_back(Insertion *in)
 /* Users see the same file: its time of change goes on. */
 static void take_over(Insertion *in)
 {
+    json_object_set_string_member(in->overlay->options, "backing", in->node->name);
+    json_object_set_boolean_member(in->node->options, "read-only", TRUE);
     atomic_store(&in->overlay->last_write_ns, atomic_load(&in->node->last_write_ns));
 }
 

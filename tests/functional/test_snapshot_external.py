@@ -249,8 +249,13 @@ def test_all_or_nothing(place, daemon):
         refuse(["raw", "backing"], first,
                ("blockdev-snapshot-sync", {"device": "plain", "snapshot-file": "plain.img", "format": "raw",
                                            "mode": "existing"}))
-        refuse(["has no snapshots"], first,
-               ("blockdev-snapshot-internal-sync", {"device": "plain", "name": "s"}))
+        refuse(["contains '/'"],
+               ("blockdev-snapshot-sync", {"device": "plain", "snapshot-file": "new.qcow2"}),
+               ("blockdev-snapshot-internal-sync", {"device": "base", "name": "a/b"}))
+        # The snapshot inside the first was taken when the second failed.
+        refuse(["1048576", "8388608"],
+               ("blockdev-snapshot-internal-sync", {"device": "base", "name": "s"}),
+               ("blockdev-snapshot-sync", {"device": "plain", "snapshot-file": "short.qcow2", "mode": "existing"}))
         refuse(["action 0", "one of the arguments"], ("blockdev-snapshot-sync", {"snapshot-file": "b.qcow2"}))
 
 

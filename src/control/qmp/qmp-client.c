@@ -316,6 +316,7 @@ static JsonNode *coroutine_fn execute(QmpClient *client, JsonObject *message, GE
     if (!command) {
         return NULL;
     }
+    bg_log(BG_LOG_DEBUG, "control: %s", command->name);
     arguments = qmp_get_object(message, "arguments");
     arguments = arguments ? arguments : none;
     if (!qmp_check_members(command->arguments, arguments, errp)) {

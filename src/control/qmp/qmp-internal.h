@@ -13,6 +13,7 @@ typedef struct QmpListener {
     char *path;
     int fd;
     bool pretty;
+    AioTimer retry; /* armed while no more descriptors could be had, and so nobody is let in */
 } QmpListener;
 
 typedef struct QmpClient QmpClient;

@@ -22,6 +22,8 @@
 #define QEMU_MAJOR 7
 #define QEMU_MINOR 2
 
+#define RETRY_NS (1000 * INT64_C(1000000))
+
 QmpServer *qmp_server_new(const QmpServerConfig *config)
 {
     QmpServer *server = g_new0(QmpServer, 1);
@@ -31,6 +33,44 @@ QmpServer *qmp_server_new(const QmpServerConfig *config)
     server->clients = g_ptr_array_new();
     co_queue_init(&server->idle);
     return server;
+}
+
+static void on_connection(void *opaque);
+
+static void watch(void *opaque)
+{
+    QmpListener *listener = opaque;
+
+    aio_set_fd_handler(listener->server->config.ctx, listener->fd, on_connection, NULL, listener);
+}
+
+/* The connection stays where it is: without a pause the loop would turn for nothing. */
+static void pause_listener(QmpListener *listener, int errnum)
+{
+    bg_log(BG_LOG_WARNING, "a client of the control socket must wait: %s", g_strerror(errnum));
+    aio_set_fd_handler(listener->server->config.ctx, listener->fd, NULL, NULL, NULL);
+    aio_timer_mod(&listener->retry, aio_clock_ns() + RETRY_NS);
+}
+
+static void on_connection(void *opaque)
+{
+    QmpListener *listener = opaque;
+    QmpServer *server = listener->server;
+    int fd = accept4(listener->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+
+    if (fd < 0) {
+        if (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS) {
+            pause_listener(listener, errno);
+        }
+        return;
+    }
+    if (server->clients->len == QMP_MAX_CLIENTS) {
+        bg_log(BG_LOG_WARNING, "more than %d clients of the control socket: one is turned away",
+               QMP_MAX_CLIENTS);
+        close(fd);
+        return;
+    }
+    qmp_client_start(server, fd, listener->pretty);
 }
 
 bool qmp_server_listen(QmpServer *server, const char *path, bool pretty, GError **errp)
@@ -46,35 +86,16 @@ bool qmp_server_listen(QmpServer *server, const char *path, bool pretty, GError 
     listener->path = g_strdup(path);
     listener->fd = fd;
     listener->pretty = pretty;
+    aio_timer_init(&listener->retry, server->config.ctx, watch, listener);
     g_ptr_array_add(server->listeners, listener);
     return true;
-}
-
-static void on_connection(void *opaque)
-{
-    QmpListener *listener = opaque;
-    QmpServer *server = listener->server;
-    int fd = accept4(listener->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
-
-    if (fd < 0) {
-        return;
-    }
-    if (server->clients->len == QMP_MAX_CLIENTS) {
-        bg_log(BG_LOG_WARNING, "more than %d clients of the control socket: one is turned away",
-               QMP_MAX_CLIENTS);
-        close(fd);
-        return;
-    }
-    qmp_client_start(server, fd, listener->pretty);
 }
 
 void qmp_server_start(QmpServer *server)
 {
     server->started = true;
     for (guint i = 0; i < server->listeners->len; i++) {
-        QmpListener *listener = server->listeners->pdata[i];
-
-        aio_set_fd_handler(server->config.ctx, listener->fd, on_connection, NULL, listener);
+        watch(server->listeners->pdata[i]);
     }
 }
 
@@ -108,6 +129,7 @@ static void close_listeners(QmpServer *server)
         QmpListener *listener = server->listeners->pdata[i];
 
         if (server->started) {
+            aio_timer_del(&listener->retry);
             aio_set_fd_handler(server->config.ctx, listener->fd, NULL, NULL, NULL);
         }
         unlink(listener->path);
