@@ -16,14 +16,8 @@ extern const ClientVerb client_verb_check, client_verb_create, client_verb_graph
     client_verb_snapshot, client_verb_status, client_verb_tree;
 
 const ClientVerb *const client_verbs[] = {
-    &client_verb_check,
-    &client_verb_create,
-    &client_verb_graph,
-    &client_verb_snapshot,
-    &client_verb_status,
-    &client_verb_tree,
-    &client_verb_help_text,
-    NULL,
+    &client_verb_check,  &client_verb_create, &client_verb_graph,     &client_verb_snapshot,
+    &client_verb_status, &client_verb_tree,   &client_verb_help_text, NULL,
 };
 
 const ClientVerb *client_verb_find(const char *name, GError **errp)
