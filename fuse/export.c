@@ -100,6 +100,16 @@ BlockBackend *fuse_export_backend(FuseExport *exp)
     return exp->blk;
 }
 
+bool fuse_export_writable(const FuseExport *exp)
+{
+    return exp->writable;
+}
+
+bool fuse_export_growable(const FuseExport *exp)
+{
+    return exp->growable;
+}
+
 /* ---- Requests */
 
 void fuse_export_leave(FuseExport *exp, unsigned queue_index)

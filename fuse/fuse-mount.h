@@ -44,7 +44,8 @@ typedef struct FuseMountConfig {
     FuseAllowOther allow_other; /* AUTO: try on, fall back to off */
     AioContext *const *contexts; /* one queue each; at least one */
     unsigned n_contexts;
-    bool debug;                /* log each request at BG_LOG_DEBUG */
+    bool debug;          /* log each request at BG_LOG_DEBUG */
+    const char *control; /* path of the control socket, for user.blockgraph.control; NULL: none; copied */
     FuseExport *single_export; /* mount this over a regular file; NULL: a directory */
     /* Called once in the main thread when the kernel has ended the mount (umount from outside, abort). */
     void (*closed)(FuseMount *mount, void *opaque);
@@ -61,6 +62,8 @@ FuseExport *fuse_export_new(BlockGraph *graph, BlockNode *node, const FuseExport
 void coroutine_fn fuse_export_co_free(FuseExport *exp);
 const char *fuse_export_id(const FuseExport *exp);
 BlockBackend *fuse_export_backend(FuseExport *exp);
+bool fuse_export_writable(const FuseExport *exp);
+bool fuse_export_growable(const FuseExport *exp);
 
 /*
  * Mount: checks the mountpoint, mounts by libfuse. Requests are served from fuse_mount_start on. NULL and

@@ -30,6 +30,7 @@ struct FuseMount {
     FuseInode *root;           /* a reference, as the next two; NULL in a mount over a file */
     FuseInode *graph_dir;
     FuseInode *snap_dir;
+    char *control; /* path of the control socket; NULL: none */
     bool debug;
     bool read_only;
     uid_t uid; /* owner of the control files */

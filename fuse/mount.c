@@ -80,6 +80,7 @@ static FuseMount *mount_alloc(BlockGraph *graph, const FuseMountConfig *config)
     mount->graph = graph;
     mount->single_export = config->single_export;
     mount->debug = config->debug;
+    mount->control = g_strdup(config->control);
     mount->read_only = config->read_only;
     mount->uid = geteuid();
     mount->gid = getegid();
@@ -435,6 +436,7 @@ void fuse_mount_free(FuseMount *mount)
         aio_context_unref(mount->queues[i].ctx);
     }
     g_free(mount->mountpoint);
+    g_free(mount->control);
     free(mount->queues);
     co_mutex_destroy(&mount->change_lock);
     bg_mutex_destroy(&mount->lock);

@@ -11,7 +11,8 @@
 #include "fuse/mount-internal.h"
 #include "fuse/ops.h"
 
-#define PREFIX "user.blockgraph."
+#define PREFIX  "user.blockgraph."
+#define CONTROL PREFIX "control"
 
 /* Values as newly allocated text, NULL: there is none now. Main thread; they may yield. */
 typedef char *coroutine_fn XattrGetter(FuseExport *exp, BlockNode *node);
@@ -100,6 +101,15 @@ static int reply_value(FuseRequest *req, const void *value, size_t n)
     return 0;
 }
 
+/* Of the mountpoint: where the control socket is. NULL: none, or another inode. */
+static const char *control_path(FuseRequest *req, const FuseInode *inode)
+{
+    const FuseMount *mount = req->queue->mount;
+    bool is_root =
+        inode->kind == FUSE_INODE_ROOT || (inode->kind == FUSE_INODE_EXPORT && mount->single_export);
+    return is_root ? mount->control : NULL;
+}
+
 int coroutine_fn fuse_op_getxattr(FuseRequest *req)
 {
     const char *name = req->names[0];
@@ -109,6 +119,10 @@ int coroutine_fn fuse_op_getxattr(FuseRequest *req)
     }
     if (g_str_has_prefix(name, "system.")) {
         return -EOPNOTSUPP; /* no ACLs */
+    }
+    const char *control = control_path(req, inode);
+    if (control && !strcmp(name, CONTROL)) {
+        return reply_value(req, control, strlen(control));
     }
     if (inode->kind != FUSE_INODE_EXPORT || !g_str_has_prefix(name, PREFIX)) {
         return -ENODATA;
@@ -134,6 +148,9 @@ int coroutine_fn fuse_op_listxattr(FuseRequest *req)
         return -ESTALE;
     }
     g_autoptr(GString) names = g_string_new(NULL);
+    if (control_path(req, inode)) {
+        g_string_append_len(names, CONTROL, sizeof CONTROL);
+    }
     if (inode->kind == FUSE_INODE_EXPORT) {
         exp = fuse_request_enter(req, &inode->exp);
         if (!exp) {

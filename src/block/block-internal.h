@@ -128,6 +128,11 @@ void block_child_link(BlockChild *edge);
 BlockNode *block_child_unlink(BlockChild *edge);
 void block_child_free(BlockChild *edge);
 void block_node_refresh_shortcuts(BlockNode *node);
+/* The edges of `from` that can move to `to`; edges of `to` itself stay. NULL and *errp where moving would
+ * close a cycle. */
+GPtrArray *block_child_edges_to_move(BlockNode *from, BlockNode *to, GError **errp);
+/* Point the edges at `to`; references move along. Permissions are the caller's to update. */
+void block_child_move_edges(GPtrArray *edges, BlockNode *to);
 
 /* ---- node.c */
 /* Drop a reference where yielding is not possible: a last one closes the node from a coroutine of its own,

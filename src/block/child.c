@@ -116,8 +116,7 @@ void coroutine_fn block_child_co_detach(BlockChild *child)
 
 /* ---- Replace */
 
-/* Point the edges at `to`; references move along. */
-static void move_edges(GPtrArray *edges, BlockNode *to)
+void block_child_move_edges(GPtrArray *edges, BlockNode *to)
 {
     for (guint i = 0; i < edges->len; i++) {
         BlockChild *edge = edges->pdata[i];
@@ -128,9 +127,7 @@ static void move_edges(GPtrArray *edges, BlockNode *to)
     }
 }
 
-/* The edges of `from` that are to move; edges of `to` itself stay. NULL and *errp where moving would close a
- * cycle. */
-static GPtrArray *edges_to_move(BlockNode *from, BlockNode *to, GError **errp)
+GPtrArray *block_child_edges_to_move(BlockNode *from, BlockNode *to, GError **errp)
 {
     g_autoptr(GPtrArray) edges = g_ptr_array_new();
     for (guint i = 0; i < from->parents->len; i++) {
@@ -158,13 +155,13 @@ int coroutine_fn block_node_co_replace(BlockNode *from, BlockNode *to, GError **
     bg_assert_main_thread();
     BlockNode *both[] = {from, to};
     BlockDrain *section = block_drain_co_begin_nodes(both, 2);
-    g_autoptr(GPtrArray) edges = edges_to_move(from, to, errp);
+    g_autoptr(GPtrArray) edges = block_child_edges_to_move(from, to, errp);
     int ret = edges ? 0 : -ELOOP;
     if (edges) {
-        move_edges(edges, to);
+        block_child_move_edges(edges, to);
         ret = block_perms_update(both, 2, errp);
         if (ret < 0) {
-            move_edges(edges, from);
+            block_child_move_edges(edges, from);
         }
         block_drain_graph_changed(from->graph);
     }

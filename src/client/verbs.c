@@ -12,13 +12,12 @@
 #include "util/error.h"
 #include "util/text.h"
 
-extern const ClientVerb client_verb_check, client_verb_create, client_verb_help_text;
+extern const ClientVerb client_verb_check, client_verb_create, client_verb_graph, client_verb_help_text,
+    client_verb_snapshot, client_verb_status, client_verb_tree;
 
 const ClientVerb *const client_verbs[] = {
-    &client_verb_check,
-    &client_verb_create,
-    &client_verb_help_text,
-    NULL,
+    &client_verb_check,  &client_verb_create, &client_verb_graph,     &client_verb_snapshot,
+    &client_verb_status, &client_verb_tree,   &client_verb_help_text, NULL,
 };
 
 const ClientVerb *client_verb_find(const char *name, GError **errp)

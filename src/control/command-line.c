@@ -21,7 +21,6 @@ typedef struct Parser {
     CommandLine *line;
     char *const *argv;
     int argc, next;
-    char *cwd;
 } Parser;
 
 typedef struct Option Option;
@@ -37,7 +36,7 @@ struct Option {
 
 static char *absolute(const Parser *parser, const char *name)
 {
-    return g_path_is_absolute(name) ? g_strdup(name) : g_build_filename(parser->cwd, name, NULL);
+    return g_path_is_absolute(name) ? g_strdup(name) : g_build_filename(parser->line->cwd, name, NULL);
 }
 
 /* ---- What the options do */
@@ -87,7 +86,7 @@ static bool take_item(Parser *parser, ConfigKind kind, const char *name, const c
         g_prefix_error(errp, "%s: ", name);
         return false;
     }
-    return config_add(parser->line->config, kind, options, &place, parser->cwd, errp) != NULL;
+    return config_add(parser->line->config, kind, options, &place, parser->line->cwd, errp) != NULL;
 }
 
 static bool take_blockdev(Parser *parser, const Option *option, const char *value, GError **errp)
@@ -126,6 +125,21 @@ static bool take_pidfile(Parser *parser, const Option *option, const char *value
     return take_once(&parser->line->pidfile, *value ? absolute(parser, value) : g_strdup(""), option, errp);
 }
 
+static bool take_qmp(Parser *parser, const Option *option, const char *value, GError **errp)
+{
+    return monitor_options_add_qmp(parser->line->monitors, value, parser->line->cwd, errp);
+}
+
+static bool take_chardev(Parser *parser, const Option *option, const char *value, GError **errp)
+{
+    return monitor_options_add_chardev(parser->line->monitors, value, parser->line->cwd, errp);
+}
+
+static bool take_monitor(Parser *parser, const Option *option, const char *value, GError **errp)
+{
+    return monitor_options_add_monitor(parser->line->monitors, value, errp);
+}
+
 /* qemu-storage-daemon's options that have no counterpart here so far. */
 static bool refuse(Parser *parser, const Option *option, const char *value, GError **errp)
 {
@@ -134,24 +148,15 @@ static bool refuse(Parser *parser, const Option *option, const char *value, GErr
 }
 
 static const Option known_options[] = {
-    {'o', "-o", true, take_mount_options},
-    {'f', "-f", false, take_flag},
-    {'d', "-d", false, take_flag},
-    {'s', "-s", false, take_flag},
-    {'v', "--verbose", false, take_flag},
-    {'V', "--version", false, take_flag},
-    {'h', "--help", false, take_flag},
-    {0, "--daemonize", false, take_flag},
-    {0, "--pidfile", true, take_pidfile},
-    {0, "--format", true, take_format},
-    {0, "--blockdev", true, take_blockdev},
-    {0, "--export", true, take_export},
-    {0, "--object", true, take_object},
-    {0, "--chardev", true, refuse},
-    {0, "--monitor", true, refuse},
-    {0, "--nbd-server", true, refuse},
-    {0, "--qmp", true, refuse},
-    {'T', "--trace", true, refuse},
+    {'o', "-o", true, take_mount_options},  {'f', "-f", false, take_flag},
+    {'d', "-d", false, take_flag},          {'s', "-s", false, take_flag},
+    {'v', "--verbose", false, take_flag},   {'V', "--version", false, take_flag},
+    {'h', "--help", false, take_flag},      {0, "--daemonize", false, take_flag},
+    {0, "--pidfile", true, take_pidfile},   {0, "--format", true, take_format},
+    {0, "--blockdev", true, take_blockdev}, {0, "--export", true, take_export},
+    {0, "--object", true, take_object},     {0, "--chardev", true, take_chardev},
+    {0, "--monitor", true, take_monitor},   {0, "--nbd-server", true, refuse},
+    {0, "--qmp", true, take_qmp},           {'T', "--trace", true, refuse},
 };
 
 /* ---- Finding them */
@@ -321,15 +326,17 @@ static bool merge_format(CommandLine *line, GError **errp)
 CommandLine *command_line_parse(int argc, char *const *argv, GError **errp)
 {
     g_autoptr(CommandLine) line = g_new0(CommandLine, 1);
-    g_autofree char *cwd = g_get_current_dir();
-    Parser parser = {.line = line, .argv = argv, .argc = argc, .next = 1, .cwd = cwd};
+    Parser parser = {.line = line, .argv = argv, .argc = argc, .next = 1};
 
+    line->cwd = g_get_current_dir();
     line->mount = mount_options_new();
+    line->monitors = monitor_options_new();
     line->config = config_new();
     if (!parse_words(&parser, errp)) {
         return NULL;
     }
-    if (line->action == COMMAND_RUN && (!check(line, errp) || !merge_format(line, errp))) {
+    if (line->action == COMMAND_RUN &&
+        (!check(line, errp) || !merge_format(line, errp) || !monitor_options_finish(line->monitors, errp))) {
         return NULL;
     }
     return g_steal_pointer(&line);
@@ -344,6 +351,8 @@ void command_line_free(CommandLine *line)
     g_free(line->mountpoint);
     g_free(line->format);
     g_free(line->pidfile);
+    g_free(line->cwd);
+    monitor_options_free(line->monitors);
     mount_options_free(line->mount);
     config_free(line->config);
     g_free(line);

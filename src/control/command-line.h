@@ -7,6 +7,7 @@
 #define BG_CONTROL_COMMAND_LINE_H
 
 #include "control/graph-config.h"
+#include "control/monitor-options.h"
 #include "control/mount-options.h"
 
 typedef enum CommandAction {
@@ -21,12 +22,14 @@ typedef struct CommandLine {
     char *mountpoint; /* absolute; NULL: absent */
     char *format;     /* NULL: absent */
     char *pidfile;    /* absolute; NULL: absent */
+    char *cwd;        /* where relative names begin */
     bool foreground;
     bool daemonize;
     bool debug; /* implies foreground */
     bool verbose;
     bool one_queue;
     MountOptions *mount;
+    MonitorOptions *monitors;
     Config *config; /* the nodes, exports and objects of the command line */
 } CommandLine;
 

@@ -19,6 +19,7 @@ typedef struct Reader {
     unsigned line;
     unsigned depth;
     unsigned values;
+    bool single_quotes;
     GString *path;     /* of the value being read, dotted */
     GHashTable *lines; /* NULL: not wanted */
     GError **errp;
@@ -119,7 +120,7 @@ static bool read_unicode_escape(Reader *r, GString *out)
 
 static bool read_escape(Reader *r, GString *out)
 {
-    static const char codes[] = "\"\\/bfnrt", meanings[] = "\"\\/\b\f\n\r\t";
+    static const char codes[] = "\"\\/bfnrt'", meanings[] = "\"\\/\b\f\n\r\t'";
     const char *code;
 
     if (r->p >= r->end) {
@@ -129,7 +130,7 @@ static bool read_escape(Reader *r, GString *out)
         r->p++;
         return read_unicode_escape(r, out);
     }
-    code = memchr(codes, *r->p, sizeof(codes) - 1);
+    code = memchr(codes, *r->p, r->single_quotes ? sizeof(codes) - 1 : sizeof(codes) - 2);
     if (!code) {
         return expected(r, "an escape (one of \"\\/bfnrtu)");
     }
@@ -138,16 +139,23 @@ static bool read_escape(Reader *r, GString *out)
     return true;
 }
 
+static bool is_quote(const Reader *r, char c)
+{
+    return c == '"' || (c == '\'' && r->single_quotes);
+}
+
 /* Newly allocated text, NULL on error. */
 static char *read_string(Reader *r)
 {
     g_autoptr(GString) out = g_string_new(NULL);
+    char quote = peek(r);
 
-    if (!take(r, '"')) {
+    if (!is_quote(r, quote)) {
         expected(r, "a string");
         return NULL;
     }
-    while (r->p < r->end && *r->p != '"') {
+    r->p++;
+    while (r->p < r->end && *r->p != quote) {
         unsigned char c = *r->p;
 
         if (c < 0x20) {
@@ -389,7 +397,7 @@ static JsonNode *read_value(Reader *r)
     if (c == '{' || c == '[') {
         return read_nested(r, c);
     }
-    if (c == '"') {
+    if (is_quote(r, c)) {
         g_autofree char *text = read_string(r);
 
         return text ? json_node_init_string(json_node_alloc(), text) : NULL;
@@ -407,26 +415,42 @@ static unsigned count_lines(const char *text, const char *end)
     return line;
 }
 
-JsonNode *json_text_parse(const char *text, size_t len, GHashTable *lines, unsigned *line, GError **errp)
+static JsonNode *read_text(Reader *r)
 {
     g_autoptr(GString) path = g_string_new(NULL);
-    Reader r = {.p = text, .end = text + len, .line = 1, .path = path, .lines = lines, .errp = errp};
     const char *valid_end;
     JsonNode *node;
 
-    if (!g_utf8_validate_len(text, len, &valid_end)) {
-        *line = count_lines(text, valid_end);
-        bg_error_set(errp, EINVAL, "the text is not valid UTF-8");
+    r->line = 1;
+    r->path = path;
+    if (!g_utf8_validate_len(r->p, r->end - r->p, &valid_end)) {
+        r->line = count_lines(r->p, valid_end);
+        bg_error_set(r->errp, EINVAL, "the text is not valid UTF-8");
         return NULL;
     }
-    node = read_value(&r);
+    node = read_value(r);
     if (node) {
-        skip_space(&r);
-        if (r.p < r.end) {
-            expected(&r, "the end of the text");
+        skip_space(r);
+        if (r->p < r->end) {
+            expected(r, "the end of the text");
             g_clear_pointer(&node, json_node_unref);
         }
     }
+    return node;
+}
+
+JsonNode *json_text_parse(const char *text, size_t len, GHashTable *lines, unsigned *line, GError **errp)
+{
+    Reader r = {.p = text, .end = text + len, .lines = lines, .errp = errp};
+    JsonNode *node = read_text(&r);
+
     *line = r.line;
     return node;
+}
+
+JsonNode *json_text_parse_message(const char *text, size_t len, GError **errp)
+{
+    Reader r = {.p = text, .end = text + len, .single_quotes = true, .errp = errp};
+
+    return read_text(&r);
 }

@@ -23,4 +23,7 @@
  */
 JsonNode *json_text_parse(const char *text, size_t len, GHashTable *lines, unsigned *line, GError **errp);
 
+/* The same in the dialect of QMP: strings may stand in single quotes, and \\' is an escape. */
+JsonNode *json_text_parse_message(const char *text, size_t len, GError **errp);
+
 #endif /* BG_CONTROL_JSON_TEXT_H */

@@ -19,8 +19,6 @@
  */
 #include "config.h"
 
-#include "control/server.h"
-
 #include <errno.h>
 #include <glib-unix.h>
 #include <signal.h>
@@ -28,41 +26,14 @@
 
 #include "aio/iothread.h"
 #include "aio/thread-pool.h"
-#include "block/graph.h"
 #include "control/daemonize.h"
+#include "control/server-internal.h"
 #include "util/error.h"
 #include "util/log.h"
-
-typedef enum ServerState {
-    SERVER_STARTING,
-    SERVER_RUNNING,
-    SERVER_STOPPING,
-    SERVER_STOPPED,
-} ServerState;
 
 /* Locks of a daemon that is about to end: how long to wait for them, and how often to ask. */
 #define LOCK_WAIT_US  G_USEC_PER_SEC
 #define LOCK_RETRY_NS (50 * INT64_C(1000000))
-
-typedef struct ServerMount {
-    const ExportSpec *spec; /* of the export that is mounted over its own file; NULL: the directory */
-    FuseMount *mount;       /* NULL: not mounted */
-    GPtrArray *exports;     /* FuseExport */
-} ServerMount;
-
-struct Server {
-    const Plan *plan;
-    ServerState state;
-    AioContext *ctx;
-    GMainLoop *loop;
-    GPtrArray *iothreads;  /* IoThread, in the order of plan->iothreads */
-    AioContext **contexts; /* theirs */
-    BlockGraph *graph;
-    GPtrArray *mounts; /* ServerMount */
-    bool cleaner;
-    int status;
-    GError **open_errp; /* of the coroutine that opens the nodes */
-};
 
 /* ---- Taking down */
 
@@ -79,6 +50,7 @@ static void coroutine_fn co_stop_mount(Server *server, ServerMount *m)
         fuse_mount_free(m->mount);
     }
     for (guint i = 0; i < m->exports->len; i++) {
+        server_export_deleted(server, fuse_export_id(m->exports->pdata[i]));
         fuse_export_co_free(m->exports->pdata[i]);
     }
     g_ptr_array_free(m->exports, TRUE);
@@ -87,6 +59,7 @@ static void coroutine_fn co_stop_mount(Server *server, ServerMount *m)
 
 static void coroutine_fn co_close_all(Server *server)
 {
+    server_co_close_control(server);
     while (server->mounts->len > 0) {
         co_stop_mount(server, g_ptr_array_steal_index(server->mounts, server->mounts->len - 1));
     }
@@ -127,7 +100,9 @@ static void coroutine_fn co_clean(void *opaque)
 
     while (server->state == SERVER_RUNNING && (gone = take_gone_mount(server))) {
         bg_log(BG_LOG_INFO, "'%s' was unmounted", fuse_mount_mountpoint(gone->mount));
+        co_mutex_lock(&server->change_lock);
         co_stop_mount(server, gone);
+        co_mutex_unlock(&server->change_lock);
     }
     if (server->mounts->len == 0 && server->state == SERVER_RUNNING) {
         server->state = SERVER_STOPPING;
@@ -156,12 +131,8 @@ static void mount_closed(FuseMount *mount, void *opaque)
     }
 }
 
-/* ---- Signals */
-
-static gboolean on_stop_signal(gpointer opaque)
+void server_stop(Server *server)
 {
-    Server *server = opaque;
-
     if (server->state == SERVER_RUNNING) {
         bg_log(BG_LOG_INFO, "stopping: waiting for requests, flushing");
         server->state = SERVER_STOPPING;
@@ -169,6 +140,13 @@ static gboolean on_stop_signal(gpointer opaque)
     } else {
         bg_log(BG_LOG_WARNING, "already stopping: waiting for requests and flushes to end");
     }
+}
+
+/* ---- Signals */
+
+static gboolean on_stop_signal(gpointer opaque)
+{
+    server_stop(opaque);
     return G_SOURCE_CONTINUE;
 }
 
@@ -342,6 +320,7 @@ static FuseMountConfig mount_config(Server *server)
         .contexts = server->contexts,
         .n_contexts = server->iothreads->len,
         .debug = line->debug,
+        .control = server->control,
         .closed = mount_closed,
         .opaque = server,
     };
@@ -426,7 +405,7 @@ static bool start(Server *server, GError **errp)
         return false;
     }
     add_signals(server); /* a signal during the mounts waits for the main loop */
-    return mount_all(server, errp);
+    return server_open_control(server, errp) && mount_all(server, errp);
 }
 
 Server *server_new(const Plan *plan, GError **errp)
@@ -437,6 +416,7 @@ Server *server_new(const Plan *plan, GError **errp)
     server->plan = plan;
     server->iothreads = g_ptr_array_new_with_free_func((GDestroyNotify)iothread_free);
     server->mounts = g_ptr_array_new();
+    co_mutex_init(&server->change_lock);
     if (!start(server, errp)) {
         if (server->ctx) {
             aio_context_run_coroutine(server->ctx, co_take_down, server);
@@ -454,6 +434,7 @@ int server_run(Server *server)
 
     server->loop = g_main_loop_new(NULL, FALSE);
     g_source_attach(source, NULL);
+    qmp_server_start(server->qmp);
     for (guint i = 0; i < server->mounts->len; i++) {
         ServerMount *m = server->mounts->pdata[i];
 
@@ -473,6 +454,7 @@ void server_free(Server *server)
     g_ptr_array_free(server->iothreads, TRUE);
     g_free(server->contexts);
     g_ptr_array_free(server->mounts, TRUE);
+    co_mutex_destroy(&server->change_lock);
     if (server->ctx) {
         thread_pool_shutdown();
         aio_context_set_current(NULL);

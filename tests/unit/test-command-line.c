@@ -125,10 +125,52 @@ static void test_bad_options(void)
     refuse_line("--format: given more than once", WORDS("--format=raw", "--format=raw"));
     refuse_line("--format: needs a value", WORDS("--format="));
     refuse_line("--pidfile: needs a value", WORDS("--pidfile="));
-    refuse_line("--monitor is not supported yet", WORDS("--monitor", "chardev=c"));
-    refuse_line("--chardev is not supported yet", WORDS("--chardev=socket,path=x"));
-    refuse_line("--qmp is not supported yet", WORDS("--qmp", "unix:x"));
     refuse_line("--nbd-server is not supported yet", WORDS("--nbd-server=x"));
+}
+
+/* ---- Control sockets */
+
+#define SOCKET "socket,id=c,path=/c,server=on,wait=off"
+
+static const MonitorSpec *spec_at(const CommandLine *line, guint i)
+{
+    g_assert_cmpuint(i, <, line->monitors->specs->len);
+    return line->monitors->specs->pdata[i];
+}
+
+static void test_monitors(void)
+{
+    g_autofree char *cwd = g_get_current_dir();
+    g_autofree char *path = g_build_filename(cwd, "q,1", NULL);
+    g_autoptr(CommandLine) line = accept_line(WORDS("--monitor", "chardev=c,id=m,pretty=on", "--qmp",
+                                                    "unix:q,,1,server=on,wait=off", "--chardev", SOCKET));
+
+    g_assert_cmpuint(line->monitors->specs->len, ==, 2);
+    g_assert_cmpstr(spec_at(line, 0)->path, ==, path);
+    g_assert_false(spec_at(line, 0)->pretty);
+    g_assert_cmpstr(spec_at(line, 1)->path, ==, "/c");
+    g_assert_true(spec_at(line, 1)->pretty);
+}
+
+static void test_monitor_errors(void)
+{
+    refuse_line("--qmp: expected unix:PATH", WORDS("--qmp", "tcp:localhost:4444"));
+    refuse_line("--qmp: an option is empty (a comma in a value is written ',,')", WORDS("--qmp", "unix:"));
+    refuse_line("--qmp: option 'path': is required", WORDS("--qmp", "unix:server=on"));
+    refuse_line("--qmp: option 'wait': only 'off' is supported: the daemon does not wait for a client",
+                WORDS("--qmp", "unix:s,wait=on"));
+    refuse_line("--qmp: the socket '/s' is given twice", WORDS("--qmp", "unix:/s", "--qmp", "unix:/s"));
+    refuse_line("--monitor: option 'chardev': there is no chardev 'c'", WORDS("--monitor", "chardev=c"));
+    refuse_line("--monitor: option 'mode': only 'control' is supported",
+                WORDS("--chardev", SOCKET, "--monitor", "c,mode=readline"));
+    refuse_line("--chardev: option 'id': is required", WORDS("--chardev=socket,path=x"));
+    refuse_line("--chardev: option 'backend': is required: socket", WORDS("--chardev", "id=x"));
+    refuse_line("--chardev: option 'server': only 'on' is supported: clients connect to us",
+                WORDS("--chardev=socket,id=c,path=x"));
+    refuse_line("--chardev: option 'wait': only 'off' is supported: the daemon does not wait for a client",
+                WORDS("--chardev=socket,id=c,path=x,server=on"));
+    refuse_line("--chardev: option 'id': 'c' is given twice",
+                WORDS("--chardev", SOCKET, "--chardev", SOCKET));
 }
 
 /* ---- Nodes, exports, objects */
@@ -470,6 +512,8 @@ int main(int argc, char **argv)
     g_test_add_func("/command-line/operands", test_operands);
     g_test_add_func("/command-line/flags", test_flags);
     g_test_add_func("/command-line/bad-options", test_bad_options);
+    g_test_add_func("/command-line/monitors", test_monitors);
+    g_test_add_func("/command-line/monitor-errors", test_monitor_errors);
     g_test_add_func("/command-line/items", test_items);
     g_test_add_func("/command-line/plan", test_plan);
     g_test_add_func("/command-line/bad-plan", test_bad_plan);
