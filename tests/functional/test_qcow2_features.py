@@ -130,6 +130,28 @@ def test_snapshots_keep_what_is_cut_off(place, variant):
     assert qcow2.content(place, image)[:len(data)] == data
 
 
+@pytest.mark.parametrize("variant", ("v3", "512", "extended"))
+def test_own_snapshots_keep_what_is_cut_off(place, variant):
+    """A snapshot is read while the image below it becomes shorter and longer again."""
+    image = qcow2.create(place, "disk.qcow2", VARIANTS[variant], SIZE)
+    daemon = place.mount(NODE.format(image=image))
+    data = fileio.pattern(SIZE)
+    with opened(daemon.file("disk")) as fd:
+        os.pwrite(fd, data, 0)
+        (daemon.file(".snap") / "one").mkdir()
+        with opened(daemon.file(".snap") / "one/disk", os.O_RDONLY) as snapshot:
+            for length in (4 * MiB + 512, 1000, 0):
+                os.ftruncate(fd, length)
+                os.fsync(fd)
+                os.ftruncate(fd, SIZE)
+                os.pwrite(fd, b"\xee" * 2 * MiB, SIZE - 2 * MiB)
+                assert os.pread(snapshot, SIZE, 0) == data
+    daemon.stop()
+    qcow2.check(place, image)
+    assert qcow2.content(place, image, "-l", "snapshot.name=one") == data
+    qcow2.compare(place, image, bytes(SIZE - 2 * MiB) + b"\xee" * 2 * MiB)
+
+
 def test_version_2_with_snapshots_keeps_its_length(place):
     image = qcow2.create(place, "disk.qcow2", VARIANTS["v2"], SIZE)
     place.run("qemu-img", "snapshot", "-c", "one", image)
