@@ -56,6 +56,11 @@ def create(place, name, options="", size=6 * MiB, backing=None, backing_format="
     return place.path / name
 
 
+def refuse(place, graph):
+    """The message with which the graph is refused."""
+    return place.refuse(place.write("graph.conf", graph), place.directory("mnt"))
+
+
 def fill(place, image, size, seed, number=40):
     """Random data, zeroes, discards and compressed clusters, by qemu-io."""
     choose = random.Random(seed)

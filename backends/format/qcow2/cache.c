@@ -44,6 +44,11 @@ static Qcow2Table *find(Qcow2Cache *c, uint64_t offset)
 
 /* ---- Order of use */
 
+static void use(Qcow2Cache *c, Qcow2Table *t)
+{
+    t->last_use = ++c->uses;
+}
+
 static void unlink_use(Qcow2Cache *c, Qcow2Table *t)
 {
     *(t->older ? &t->older->newer : &c->oldest) = t->newer;
@@ -182,6 +187,7 @@ static Qcow2Table *add_table(Qcow2State *s, Qcow2Cache *c, uint64_t offset)
     *t = (Qcow2Table){.offset = offset, .data = data, .pins = 1, .next_in_bucket = *b};
     *b = t;
     link_newest(c, t);
+    use(c, t);
     c->n_tables++;
     return t;
 }
@@ -194,6 +200,7 @@ int coroutine_fn qcow2_cache_get_locked(Qcow2State *s, Qcow2Cache *c, uint64_t o
             unlink_use(c, t);
             link_newest(c, t);
         }
+        use(c, t);
         t->pins++;
         *out = t;
         return 0;
@@ -240,6 +247,18 @@ void qcow2_cache_put(Qcow2Table *t)
 {
     g_assert(t->pins > 0);
     t->pins--;
+}
+
+void qcow2_cache_clean(Qcow2Cache *c)
+{
+    Qcow2Table *newer;
+    for (Qcow2Table *t = c->oldest; t && t->last_use <= c->cleaned; t = newer) {
+        newer = t->newer;
+        if (!t->pins && !t->dirty) {
+            remove_table(c, t);
+        }
+    }
+    c->cleaned = c->uses;
 }
 
 void qcow2_cache_dirty(Qcow2Cache *c, Qcow2Table *t)

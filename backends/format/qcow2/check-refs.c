@@ -83,6 +83,11 @@ static void count_allocated(Qcow2Check *c, uint64_t offset, bool compressed)
 static void count_compressed(Qcow2Check *c, uint64_t table, uint32_t i, Qcow2L2Entry e, uint32_t times)
 {
     Qcow2Extent x = qcow2_compressed_extent(c->s, e.entry);
+    if (c->s->external) {
+        bad_entry(c, "L2 table at 0x%" PRIx64 ", entry %" PRIu32 ": compressed, in an external data file",
+                  table, i);
+        return;
+    }
     if (!x.offset || !count_bytes(c, x.offset, x.bytes, times)) {
         bad_entry(c,
                   "L2 table at 0x%" PRIx64 ", entry %" PRIu32 ": compressed data at 0x%" PRIx64
@@ -106,8 +111,7 @@ static void count_compressed(Qcow2Check *c, uint64_t table, uint32_t i, Qcow2L2E
 static bool subclusters_contradict(const Qcow2State *s, Qcow2L2Entry e)
 {
     uint32_t allocated = (uint32_t)e.bitmap, zero = (uint32_t)(e.bitmap >> 32);
-    bool has_place = s->external || (e.entry & QCOW2_ENTRY_OFFSET);
-    return s->extended && ((allocated & zero) || (allocated && !has_place));
+    return s->extended && ((allocated & zero) || (allocated && !qcow2_entry_has_place(s, e.entry)));
 }
 
 static void count_standard(Qcow2Check *c, uint64_t table, uint32_t i, Qcow2L2Entry e, uint32_t times)
@@ -123,8 +127,11 @@ static void count_standard(Qcow2Check *c, uint64_t table, uint32_t i, Qcow2L2Ent
         qcow2_check_corrupt(c, "L2 table at 0x%" PRIx64 ", entry %" PRIu32 ": contradictory subclusters",
                             table, i);
     }
-    if (!offset || s->external) { /* clusters of an external data file have no refcounts */
+    if (!offset) {
         return;
+    }
+    if (s->external && !(offset & (uint64_t)(s->cluster_size - 1))) {
+        return; /* no refcounts there */
     }
     if (offset & (uint64_t)(s->cluster_size - 1)) {
         bad_entry(c,
@@ -155,7 +162,7 @@ static int coroutine_fn count_l2_table(Qcow2Check *c, uint64_t table, uint32_t t
         } else {
             count_standard(c, table, i, e, times);
         }
-        if (c->tell && active && (compressed || (e.entry & QCOW2_ENTRY_OFFSET))) {
+        if (c->tell && active && (compressed || qcow2_entry_has_place(s, e.entry))) {
             count_allocated(c, e.entry & QCOW2_ENTRY_OFFSET, compressed);
         }
     }

@@ -14,13 +14,7 @@
 #include "util/error.h"
 #include "util/log.h"
 
-#define MIB                    (INT64_C(1) << 20)
-#define DEFAULT_L2_CACHE       (32 * MIB)
-#define DEFAULT_REFCOUNT_CACHE (8 * MIB)
-#define MAX_CACHE              (INT64_C(1) << 40)
-#define MAX_CLUSTER            (2 * MIB)
-/* Below it one operation could not hold what it works on. */
-#define MIN_TABLES             4
+#define MAX_CLUSTER (INT64_C(2) << 20) /* bytes */
 
 /* ---- Header */
 
@@ -110,30 +104,6 @@ static int coroutine_fn open_children(BlockNode *node, BlockOptions *opts, const
     }
     int ret = qcow2_data_file_open(node, opts, x, directories, errp);
     return ret < 0 ? ret : open_backing(node, opts, x, directories, errp);
-}
-
-/* ---- Caches */
-
-static unsigned tables_in(const Qcow2State *s, int64_t bytes)
-{
-    return (unsigned)MAX(MIN(bytes >> s->cluster_bits, INT64_C(1) << 30), MIN_TABLES);
-}
-
-static int open_caches(Qcow2State *s, BlockOptions *opts, GError **errp)
-{
-    int64_t l2 = DEFAULT_L2_CACHE, refcount = DEFAULT_REFCOUNT_CACHE;
-    if (!block_options_get_size(opts, "l2-cache-size", &l2, errp) ||
-        !block_options_get_size(opts, "refcount-cache-size", &refcount, errp)) {
-        return -EINVAL;
-    }
-    if (l2 > MAX_CACHE || refcount > MAX_CACHE) {
-        block_options_error(opts, l2 > MAX_CACHE ? "l2-cache-size" : "refcount-cache-size", errp, ERANGE,
-                            "more than 1 TiB");
-        return -ERANGE;
-    }
-    qcow2_cache_init(&s->l2_cache, tables_in(s, l2), true);
-    qcow2_cache_init(&s->refcount_cache, tables_in(s, refcount), false);
-    return 0;
 }
 
 /* ---- Open, close */
@@ -231,7 +201,7 @@ static int coroutine_fn open_image(BlockNode *node, BlockOptions *opts, GError *
     ret = open_children(node, opts, &extras, errp);
     s->data_raw =
         s->external && (s->autoclear & QCOW2_AUTOCLEAR_DATA_RAW) && !node->backing && !extras.backing;
-    ret = ret < 0 ? ret : open_caches(s, opts, errp);
+    ret = ret < 0 ? ret : qcow2_options_read(s, opts, errp);
     return ret < 0 ? ret : read_tables(s, &h, errp);
 }
 
@@ -282,12 +252,14 @@ static int coroutine_fn qcow2_co_open(BlockNode *node, BlockOptions *opts, GErro
     node->limits.pwrite_zeroes_alignment = 1u << s->sub_bits;
     node->limits.pdiscard_alignment = (uint32_t)s->cluster_size;
     node->supported_zero_flags = BLOCK_REQ_MAY_UNMAP;
+    qcow2_clean_start(s);
     return 0;
 }
 
 static void coroutine_fn qcow2_co_close(BlockNode *node)
 {
     Qcow2State *s = node->opaque;
+    qcow2_clean_stop(s);
     if (!node->read_only) {
         int ret = qcow2_sync(s);
         if (ret < 0) {
@@ -335,6 +307,8 @@ const BlockDriver block_driver_qcow2 = {
     .co_block_status = qcow2_co_block_status,
     .co_truncate = qcow2_co_truncate,
     .co_get_allocated = qcow2_co_get_allocated,
+    .drain_begin = qcow2_drain_begin,
+    .drain_end = qcow2_drain_end,
     .child_perm = qcow2_child_perm,
     .snapshots = &qcow2_snapshot_ops,
 };

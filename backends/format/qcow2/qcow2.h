@@ -14,6 +14,7 @@
 
 #include <stdatomic.h>
 
+#include "aio/aio.h"
 #include "block/graph.h"
 #include "block/io.h"
 #include "block/snapshot.h"
@@ -81,13 +82,15 @@ struct Qcow2Table {
     uint8_t *data;
     bool dirty;
     int pins;
+    uint64_t last_use; /* the cache's count of uses then */
     Qcow2Table *next_in_bucket;
     Qcow2Table *older, *newer; /* by use */
 };
 
 typedef struct Qcow2Cache {
     unsigned max_tables, n_tables, n_dirty;
-    unsigned n_buckets; /* power of two */
+    uint64_t uses, cleaned; /* so far; when it was cleaned last */
+    unsigned n_buckets;     /* power of two */
     Qcow2Table **buckets;
     Qcow2Table *oldest, *newest;
     bool is_l2; /* L2 tables are written after refcounts and data; refcount blocks at any time */
@@ -152,6 +155,11 @@ typedef struct Qcow2State {
     bool external, data_raw;
     uint32_t n_bitmaps;
     Qcow2Extent bitmaps; /* their directory */
+
+    /* -- main thread: cache-clean.c */
+    AioTimer clean_timer;
+    int64_t clean_interval_ns; /* 0: never */
+    bool clean_paused;
 
     CoMutex sync_lock;
     CoMutex lock; /* guards all below but what is atomic */
@@ -273,10 +281,21 @@ Qcow2Table *qcow2_cache_peek(Qcow2Cache *c, uint64_t offset);
 /* Forget all tables, written or not; none is pinned. */
 void qcow2_cache_clear(Qcow2Cache *c);
 void qcow2_cache_put(Qcow2Table *t);
+/* Forget clean tables without a use since the last call. */
+void qcow2_cache_clean(Qcow2Cache *c);
 void qcow2_cache_dirty(Qcow2Cache *c, Qcow2Table *t);
 /* Forget the table: its cluster is not a table any more. */
 void qcow2_cache_forget(Qcow2Cache *c, uint64_t offset);
 int coroutine_fn qcow2_cache_write_dirty_locked(Qcow2State *s, Qcow2Cache *c);
+
+/* ---- cache-clean.c. Main thread. */
+void qcow2_clean_start(Qcow2State *s);
+void qcow2_clean_stop(Qcow2State *s);
+void qcow2_drain_begin(BlockNode *node);
+void qcow2_drain_end(BlockNode *node);
+
+/* ---- options.c */
+int qcow2_options_read(Qcow2State *s, BlockOptions *opts, GError **errp);
 
 /* ---- refcount.c, refcount-grow.c */
 uint64_t qcow2_refcount_load(const uint8_t *block, uint32_t order, uint64_t i);
