@@ -28,7 +28,8 @@ class Image:
 
     def __init__(self, path):
         self.path = path
-        head = path.read_bytes()[:104]
+        with opened(path, os.O_RDONLY) as fd:
+            head = os.pread(fd, 104, 0)
         self.version, = struct.unpack(">I", head[4:8])
         self.cluster = 1 << struct.unpack(">I", head[20:24])[0]
         self.l1_size, self.l1, self.reftable, self.n_reftable = struct.unpack(">IQQI", head[36:60])
@@ -396,6 +397,11 @@ def damage_at_random(image, choose):
         image.put(at, number_at(at))
 
 
+def same_verdict(mine, status, text):
+    """qemu-img does not look at the lowest bit where there are subclusters, and gives up at some offsets."""
+    return mine == status or (mine == 2 and (status == 1 or "reserved bits" in text))
+
+
 @pytest.mark.limit(120)
 @pytest.mark.parametrize("variant", ["v2", "v3", "512", "1k-refcount1", "512-refcount64", "extended-16k", "refcount8"])
 def test_random_damage(place, variant):
@@ -409,11 +415,10 @@ def test_random_damage(place, variant):
         damage_at_random(Image(path), choose)
         status, _ = theirs(place, path)
         mine, _, text = ours(place, path)
-        # qemu-img does not look at the lowest bit where there are subclusters.
-        assert mine == status or "reserved bits" in text, f"seed {seed}: {text}"
+        assert same_verdict(mine, status, text), f"seed {seed}: {text}"
         mine, _, text = ours(place, path, choose.choice(("--repair", "--repair=leaks")))
         status, _ = theirs(place, path)
-        assert mine == status or "reserved bits" in text, f"seed {seed}: {text}"
+        assert same_verdict(mine, status, text), f"seed {seed}: {text}"
 
 
 # ---- Marks
@@ -555,6 +560,30 @@ def test_memory_is_bounded(place):
     assert status == 2
     if harness.TIME_SCALE == 1:  # a sanitizer's memory is not ours
         assert used - baseline < 72 * KiB
+
+
+def test_several_passes(place):
+    """Clusters so far apart that not all can be counted at once: refcounts made anew, then mended in place."""
+    path = qcow2.create(place, "disk.qcow2", "cluster_size=2M", 512 * 1024 * MiB)
+    place.run("qemu-io", "-f", "qcow2", "-c", "write 0 64k", path)
+    where = Image(path)
+    os.truncate(path, 15 << 40)
+    apart = 64 * where.cluster
+    with opened(path) as fd:
+        os.pwrite(fd, b"".join(struct.pack(">Q", i * apart | COPIED) for i in range(1, 120000)), where.l2[0] + 8)
+    mine, data, text = ours(place, path)
+    assert mine == 2 and data["corruptions"] >= 110000, text
+    assert ours(place, path, "--repair")[0] == theirs(place, path)[0] == 0
+    where = Image(path)
+    assert len(where.blocks) >= 8
+    per_block, far = where.cluster // 2, [i * 64 for i in range(1, 120000)]
+    with opened(path) as fd:
+        for cluster in far[::1000]:
+            os.pwrite(fd, b"\0\5", where.blocks[cluster // per_block] + cluster % per_block * 2)
+    mine, data, _ = ours(place, path, "--repair")
+    assert mine == theirs(place, path)[0] == 0
+    assert data["leaks-fixed"] == len(far[::1000]) and data["corruptions-fixed"] == 0
+    assert Image(path).blocks == where.blocks
 
 
 @pytest.mark.parametrize("words, message", [

@@ -99,8 +99,7 @@ static int coroutine_fn compare_block(Compare *m, uint32_t index)
             compare_cluster(m, at + i, at + i - base, page ? page->counts[i] : 0);
         }
     }
-    return m->changed ? block_child_co_pwrite(s->node->file, (int64_t)offset, s->cluster_size, c->block, 0)
-                      : 0;
+    return m->changed ? qcow2_check_write_cluster(c, offset, c->block) : 0;
 }
 
 static bool has_block(const Qcow2Check *c, uint64_t cluster)

@@ -80,14 +80,14 @@ static int coroutine_fn check_table(Qcow2Check *c, uint64_t offset, bool fix)
     const Qcow2State *s = c->s;
     uint32_t stride = s->extended ? 16 : 8;
     uint64_t n_fixed = 0;
-    for (uint32_t i = 0; i < 1u << s->l2_bits; i++) {
+    for (uint32_t i = 0; i < 1u << s->l2_bits && !c->l2_empty; i++) {
         uint64_t entry = qcow2_load64(c->l2 + i * stride);
         if (entry && check_entry(c, offset, i, entry, fix)) {
             qcow2_store64(c->l2 + i * stride, entry ^ QCOW2_ENTRY_COPIED);
             n_fixed++;
         }
     }
-    int ret = n_fixed ? block_child_co_pwrite(s->node->file, (int64_t)offset, s->cluster_size, c->l2, 0) : 0;
+    int ret = n_fixed ? qcow2_check_write_cluster(c, offset, c->l2) : 0;
     c->result->corruptions_fixed += ret == 0 ? n_fixed : 0;
     return ret;
 }

@@ -106,18 +106,12 @@ static int plan(Rebuild *r)
 
 /* ---- Writing */
 
-static int coroutine_fn write_cluster(Rebuild *r, uint64_t offset, const void *data)
-{
-    const Qcow2State *s = r->c->s;
-    return block_child_co_pwrite(s->node->file, (int64_t)offset, s->cluster_size, data, 0);
-}
-
 static int coroutine_fn clear_blocks(Rebuild *r)
 {
     memset(r->c->block, 0, (size_t)r->c->s->cluster_size);
     for (guint i = 0; i < r->entries->len; i++) {
         uint64_t offset = g_array_index(r->entries, uint64_t, i);
-        int ret = offset ? write_cluster(r, offset, r->c->block) : 0;
+        int ret = offset ? qcow2_check_write_cluster(r->c, offset, r->c->block) : 0;
         if (ret < 0) {
             return ret;
         }
@@ -153,7 +147,7 @@ static int coroutine_fn write_window(Rebuild *r)
             }
             store_page(r, page);
         }
-        ret = ret < 0 ? ret : write_cluster(r, offset, c->block);
+        ret = ret < 0 ? ret : qcow2_check_write_cluster(c, offset, c->block);
     }
     return MIN(ret, 0);
 }

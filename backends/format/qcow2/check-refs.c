@@ -151,7 +151,7 @@ static int coroutine_fn count_l2_table(Qcow2Check *c, uint64_t table, uint32_t t
     Qcow2Table t = {.offset = table, .data = c->l2};
     c->next_contiguous = 0;
     count_bytes(c, table, (uint64_t)s->cluster_size, times);
-    for (uint32_t i = 0; i < 1u << s->l2_bits; i++) {
+    for (uint32_t i = 0; i < 1u << s->l2_bits && !c->l2_empty; i++) {
         Qcow2L2Entry e = qcow2_l2_load(s, &t, i);
         bool compressed = e.entry & QCOW2_ENTRY_COMPRESSED;
         if (!e.entry && !e.bitmap) {

@@ -59,11 +59,13 @@ typedef struct Qcow2Check {
     BlockCheckResult *result;
     unsigned lines; /* told to the listener */
 
-    uint64_t n_clusters; /* of the file, the last may be cut short */
-    GArray *l1s;         /* Qcow2L1, the active one first */
-    Qcow2Counts refs;    /* references to clusters */
-    Qcow2Counts tables;  /* references from L1 tables to L2 tables */
-    uint8_t *l2, *block; /* room for one cluster each */
+    uint64_t n_clusters;     /* of the file, the last may be cut short */
+    GArray *l1s;             /* Qcow2L1, the active one first */
+    Qcow2Counts refs;        /* references to clusters */
+    Qcow2Counts tables;      /* references from L1 tables to L2 tables */
+    uint8_t *l2, *block;     /* room for one cluster each */
+    bool l2_empty;           /* the L2 table is a hole */
+    uint64_t hole, hole_end; /* bytes of the file that are known to read as zeroes */
 
     bool tell;                     /* this pass reports what is wrong with entries */
     bool skip_refcounts;           /* count nothing for the refcount table and its blocks */
@@ -91,6 +93,8 @@ bool qcow2_check_in_file(const Qcow2Check *c, uint64_t offset, uint64_t bytes);
 void qcow2_check_find_l1s(Qcow2Check *c);
 /* One cluster of the file, zeroes behind its end. 1: it is a hole, and buf is zeroed; 0 or -errno. */
 int coroutine_fn qcow2_check_read_cluster(Qcow2Check *c, uint64_t offset, uint8_t *buf);
+/* Write a whole cluster. */
+int coroutine_fn qcow2_check_write_cluster(Qcow2Check *c, uint64_t offset, const uint8_t *buf);
 typedef struct Qcow2Visit {
     /* An L1 entry; at: where in the file. NULL: not needed. */
     int coroutine_fn (*l1_entry)(Qcow2Check *c, const Qcow2L1 *l1, uint32_t i, uint64_t entry);

@@ -155,9 +155,12 @@ static int compare_entries(const void *a, const void *b)
 static int check_reftable(const Qcow2State *s, GError **errp)
 {
     const Qcow2Directory *d = &s->reftable;
+    if (s->node->read_only || s->node->to_check) {
+        return 0;
+    }
     g_autofree uint64_t *sorted = g_memdup2(d->entries, d->n * sizeof *sorted);
     qsort(sorted, d->n, sizeof *sorted, compare_entries);
-    for (uint32_t i = 1; i < d->n && !s->node->read_only && !s->node->to_check; i++) {
+    for (uint32_t i = 1; i < d->n; i++) {
         if (sorted[i] && sorted[i] == sorted[i - 1]) {
             return bg_error_set(
                 errp, EINVAL,
