@@ -92,6 +92,8 @@ static int open_locked(FuseFileTable *table, const FuseFile *init, uint64_t *fh)
     file->blk = init->blk;
     file->text = init->text;
     file->refs = 1;
+    atomic_store_explicit(&file->changed_since, 0, memory_order_relaxed);
+    atomic_store_explicit(&file->told, 0, memory_order_relaxed);
     atomic_store_explicit(&file->exp, exp, memory_order_relaxed);
     if (exp) {
         exp->opens++;
@@ -188,6 +190,42 @@ void fuse_file_set_list(FuseFileTable *table, FuseFile *file, FuseDirList *list)
     if (old) {
         fuse_dir_list_unref(old);
     }
+}
+
+/* ---- Failed flushes */
+
+void fuse_file_changed(FuseFile *file, BlockFlushError since)
+{
+    BlockFlushError clean = 0;
+    if (atomic_load_explicit(&file->changed_since, memory_order_relaxed) == 0) {
+        atomic_compare_exchange_strong(&file->changed_since, &clean, since);
+    }
+}
+
+void fuse_file_changed_some(FuseFileTable *table, FuseExport *exp, BlockFlushError since)
+{
+    bg_mutex_lock(&table->lock);
+    for (uint32_t i = 0; i < table->n_chunks * FUSE_FILES_PER_CHUNK; i++) {
+        FuseFile *file = slot_at(table, i);
+        if (atomic_load(&file->exp) == exp && file->writable) {
+            fuse_file_changed(file, since);
+        }
+    }
+    bg_mutex_unlock(&table->lock);
+}
+
+BlockFlushError fuse_file_sync_begin(FuseFile *file)
+{
+    return atomic_exchange(&file->changed_since, 0);
+}
+
+int fuse_file_sync_end(FuseFile *file, BlockFlushError since, BlockFlushError newest, int ret)
+{
+    BlockFlushError told = atomic_load(&file->told);
+    bool is_new = since && newest > MAX(since, told);
+    while (told < newest && !atomic_compare_exchange_weak(&file->told, &told, newest)) {
+    }
+    return ret == 0 && is_new ? -block_flush_error_errno(newest) : ret;
 }
 
 int fuse_file_detach_export(FuseFileTable *table, FuseExport *exp, bool force)

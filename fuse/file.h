@@ -10,6 +10,8 @@
  *
  * Handles are never used twice: slot number + 1 in the low 32 bits, a count in the high ones.
  *
+ * A file also keeps which failures of flushes it has still to report (fuse_file_changed).
+ *
  * Lock: table.lock guards refs, the free list, exports' `opens` and `removing`; a leaf.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
@@ -41,10 +43,12 @@ typedef struct FuseFile {
     uint64_t nodeid;
     FuseFileKind kind;
     bool writable;
-    _Atomic(FuseExport *) exp; /* NULL: not of an export, or it was removed */
-    BlockBackend *blk;         /* DATA: own */
-    GBytes *text;              /* TEXT: own */
-    FuseDirList *list;         /* DIR: what is being read; guarded by the table's lock; own */
+    _Atomic(FuseExport *) exp;             /* NULL: not of an export, or it was removed */
+    BlockBackend *blk;                     /* DATA: own */
+    GBytes *text;                          /* TEXT: own */
+    FuseDirList *list;                     /* DIR: what is being read; guarded by the table's lock; own */
+    _Atomic BlockFlushError changed_since; /* before the first change that no fsync has covered; 0: none */
+    _Atomic BlockFlushError told;          /* the newest failed flush that an fsync has reported */
 
     unsigned refs;
     uint32_t uses;      /* of the slot, for the handle */
@@ -86,6 +90,20 @@ int fuse_file_release(FuseFileTable *table, uint64_t fh, uint64_t nodeid, BlockB
 /* The list being read. get returns a reference, or NULL. */
 FuseDirList *fuse_file_get_list(FuseFileTable *table, FuseFile *file);
 void fuse_file_set_list(FuseFileTable *table, FuseFile *file, FuseDirList *list);
+
+/*
+ * Failed flushes, as with errseq_t in the kernel: each is reported once by every file that changed something
+ * before it and was not synced since, whoever asked for the flush. `since` is block_graph_flush_errors from
+ * before the change, or the fsync. Any thread.
+ */
+/* The file has changed its export, and nothing says yet that it is on stable storage. */
+void fuse_file_changed(FuseFile *file, BlockFlushError since);
+/* The same for every writable file of the export: it is not known which. */
+void fuse_file_changed_some(FuseFileTable *table, FuseExport *exp, BlockFlushError since);
+/* An fsync begins; what to hand to its end. */
+BlockFlushError fuse_file_sync_begin(FuseFile *file);
+/* It returned ret, with `newest` failed before. What to reply. */
+int fuse_file_sync_end(FuseFile *file, BlockFlushError since, BlockFlushError newest, int ret);
 
 /* Mark the export as being removed: -EBUSY where files are open, unless `force`; then they lose it. */
 int fuse_file_detach_export(FuseFileTable *table, FuseExport *exp, bool force);

@@ -100,6 +100,9 @@ static inline FuseExport *fuse_request_enter(FuseRequest *req, _Atomic(FuseExpor
     return exp;
 }
 
+/* Count the request on all exports; they are left with fuse_export_leave. FuseExport*, g_ptr_array_unref. */
+GPtrArray *fuse_request_enter_all(FuseRequest *req);
+
 /* CLOCK_REALTIME in nanoseconds. */
 int64_t fuse_now_ns(void);
 

@@ -5,6 +5,7 @@
  * give ENOSPC beyond, as on a block device. Exports that may grow pass writes beyond the end on.
  *
  * Closing a file implies no flush, as with any other file; nothing is held back here that close could report.
+ * Flushes that failed are reported by fsync, as file.h says.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -137,6 +138,26 @@ static int64_t write_room(FuseExport *exp, uint64_t offset, uint32_t size)
     return n > 0 ? n : -ENOSPC;
 }
 
+/*
+ * After a write: an fsync will have to answer for it, unless it was one with O_DSYNC. Where such a one failed
+ * as its flush did, it has reported that itself.
+ */
+static void coroutine_fn note_write(FuseRequest *req, OpenFile *f, const struct fuse_write_in *arg,
+                                    BlockFlushError since, int ret)
+{
+    bool synced = arg->flags & (O_DSYNC | O_SYNC);
+    if (bg_unlikely(synced && ret < 0)) {
+        BlockFlushError newest = block_backend_co_flush_error(f->blk);
+        if (newest > since) {
+            fuse_file_sync_end(f->file, 0, newest, ret);
+        }
+    } else if (bg_unlikely(arg->write_flags & FUSE_WRITE_CACHE)) {
+        fuse_file_changed_some(&req->queue->mount->files, f->exp, since); /* the kernel guessed the file */
+    } else if (!synced && ret == 0) {
+        fuse_file_changed(f->file, since);
+    }
+}
+
 int coroutine_fn fuse_op_write(FuseRequest *req)
 {
     const struct fuse_write_in *arg = req->arg;
@@ -157,7 +178,9 @@ int coroutine_fn fuse_op_write(FuseRequest *req)
     }
     if (n > 0) {
         BlockRequestFlags flags = arg->flags & (O_DSYNC | O_SYNC) ? BLOCK_REQ_FUA : 0;
+        BlockFlushError since = block_graph_flush_errors(f.exp->graph);
         ret = block_backend_co_pwrite(f.blk, (int64_t)arg->offset, n, req->body, flags);
+        note_write(req, &f, arg, since, ret);
     }
     if (ret == 0) {
         struct fuse_write_out *out = fuse_request_small_reply(req, sizeof *out);
@@ -174,9 +197,32 @@ int coroutine_fn fuse_op_fsync(FuseRequest *req)
     OpenFile f;
     int ret = file_begin(req, arg->fh, req->in->nodeid, &f);
     if (ret == 0 && f.exp) {
-        ret = block_backend_co_flush(f.blk);
+        BlockFlushError newest, since = fuse_file_sync_begin(f.file);
+        ret = block_backend_co_flush_report(f.blk, &newest);
+        ret = fuse_file_sync_end(f.file, since, newest, ret);
     }
     return file_end(req, &f, ret);
+}
+
+/* SYNCFS: every writable export, also after an error; the first one is the answer. */
+int coroutine_fn fuse_op_sync_all(FuseRequest *req)
+{
+    g_autoptr(GPtrArray) exports = fuse_request_enter_all(req);
+    int first = 0;
+    for (guint i = 0; i < exports->len; i++) {
+        FuseExport *exp = exports->pdata[i];
+        int ret = exp->writable ? block_backend_co_flush(exp->blk) : 0;
+        first = first ? first : ret;
+        fuse_export_leave(exp, req->queue->index);
+    }
+    return first;
+}
+
+/* fsync(2) of the root directory is what reaches us of a wish to sync all: the kernel keeps sync(2) to
+ * itself. */
+int coroutine_fn fuse_op_fsyncdir(FuseRequest *req)
+{
+    return req->in->nodeid == FUSE_ROOT_ID ? fuse_op_sync_all(req) : 0;
 }
 
 /* ---- FALLOCATE */
@@ -265,8 +311,12 @@ int coroutine_fn fuse_op_fallocate(FuseRequest *req)
     const struct fuse_fallocate_in *arg = req->arg;
     OpenFile f;
     int ret = file_begin(req, arg->fh, req->in->nodeid, &f);
-    if (ret == 0) {
-        ret = f.exp && f.file->writable ? fallocate_export(f.exp, arg) : -EBADF;
+    if (ret == 0 && f.exp && f.file->writable) {
+        BlockFlushError since = block_graph_flush_errors(f.exp->graph);
+        ret = fallocate_export(f.exp, arg);
+        fuse_file_changed(f.file, since); /* also where it failed: a part may be done */
+    } else if (ret == 0) {
+        ret = -EBADF;
     }
     return file_end(req, &f, ret);
 }
@@ -351,8 +401,12 @@ int coroutine_fn fuse_op_copy_file_range(FuseRequest *req)
     ret = file_begin(req, arg->fh_out, arg->nodeid_out, &out);
     if (ret == 0) {
         bool ok = out.exp && out.file->writable;
+        BlockFlushError since = block_graph_flush_errors(req->queue->mount->graph);
         /* Text files are copied by reading them: EXDEV makes the caller do so. */
         ret = !ok ? -EBADF : !in.blk ? -EXDEV : copy_range(req, in.blk, out.exp, arg);
+        if (ok) {
+            fuse_file_changed(out.file, since);
+        }
         ret = file_end(req, &out, ret);
     }
     return file_end(req, &in, ret);

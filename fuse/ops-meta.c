@@ -103,6 +103,18 @@ static int coroutine_fn set_size(FuseRequest *req, FuseExport *exp, uint64_t siz
     return ret;
 }
 
+/* ftruncate(2) is a change of the open file. */
+static void note_truncate(FuseRequest *req, const struct fuse_setattr_in *arg, BlockFlushError since)
+{
+    FuseFile *file = NULL;
+    if (arg->valid & FATTR_FH) {
+        file = fuse_file_peek(&req->queue->mount->files, arg->fh, req->in->nodeid);
+    }
+    if (file && file->kind == FUSE_FILE_EXPORT) {
+        fuse_file_changed(file, since);
+    }
+}
+
 static int64_t time_from_request(uint64_t sec, uint32_t nsec)
 {
     /* Seconds before 1970 are negative; what does not fit in 64 bits of nanoseconds is cut. */
@@ -142,7 +154,9 @@ static int coroutine_fn setattr_export(FuseRequest *req, FuseInode *inode, const
     bool o_trunc = arg->size == 0 && !(arg->valid & FATTR_FH);
     bool ignored = o_trunc && exp->writable && !exp->growable;
     if ((arg->valid & FATTR_SIZE) && !ignored) {
+        BlockFlushError since = block_graph_flush_errors(exp->graph);
         ret = set_size(req, exp, arg->size);
+        note_truncate(req, arg, since);
     }
     if (ret == 0) {
         bg_mutex_lock(&exp->lock);
@@ -175,8 +189,7 @@ int coroutine_fn fuse_op_setattr(FuseRequest *req)
 
 /* ---- STATFS: size is the length of all exports, free is what they have not allocated yet. */
 
-/* The mount's exports, entered. */
-static GPtrArray *enter_exports(FuseRequest *req)
+GPtrArray *fuse_request_enter_all(FuseRequest *req)
 {
     FuseMount *mount = req->queue->mount;
     bg_mutex_lock(&mount->lock);
@@ -190,7 +203,7 @@ static GPtrArray *enter_exports(FuseRequest *req)
 
 int coroutine_fn fuse_op_statfs(FuseRequest *req)
 {
-    g_autoptr(GPtrArray) exports = enter_exports(req);
+    g_autoptr(GPtrArray) exports = fuse_request_enter_all(req);
     uint64_t length = 0, allocated = 0;
     for (guint i = 0; i < exports->len; i++) {
         FuseExport *exp = exports->pdata[i];

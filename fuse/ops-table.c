@@ -63,7 +63,7 @@ static const FuseOp op_table[] = {
     OP(OPENDIR, fuse_op_opendir, ARG(fuse_open_in), NONE),
     OP(READDIR, fuse_op_readdir, ARG(fuse_read_in), NONE),
     OP(RELEASEDIR, fuse_op_releasedir, ARG(fuse_release_in), NONE),
-    OP(FSYNCDIR, op_success, ARG(fuse_fsync_in), NONE),
+    OP(FSYNCDIR, fuse_op_fsyncdir, ARG(fuse_fsync_in), NONE),
     OP(CREATE, fuse_op_refuse, ARG(fuse_create_in), NAME),
     OP(DESTROY, op_success, 0, NONE),
     OP(IOCTL, op_inappropriate_ioctl, ARG(fuse_ioctl_in), NONE),
@@ -71,6 +71,7 @@ static const FuseOp op_table[] = {
     OP(FALLOCATE, fuse_op_fallocate, ARG(fuse_fallocate_in), NONE),
     OP(READDIRPLUS, fuse_op_readdirplus, ARG(fuse_read_in), NONE),
     OP(RENAME2, fuse_op_refuse, ARG(fuse_rename2_in), TWO_NAMES),
+    OP(SYNCFS, fuse_op_sync_all, ARG(fuse_syncfs_in), NONE),
     OP(LSEEK, fuse_op_lseek, ARG(fuse_lseek_in), NONE),
     OP(COPY_FILE_RANGE, fuse_op_copy_file_range, ARG(fuse_copy_file_range_in), NONE),
 };

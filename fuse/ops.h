@@ -36,7 +36,7 @@ const FuseOp *fuse_op_find(uint32_t opcode);
 
 /* ops-io.c: what READ and its like do with open files */
 FuseOpHandler fuse_op_read, fuse_op_write, fuse_op_fsync, fuse_op_fallocate, fuse_op_lseek,
-    fuse_op_copy_file_range;
+    fuse_op_copy_file_range, fuse_op_sync_all, fuse_op_fsyncdir;
 /* ops-open.c */
 FuseOpHandler fuse_op_open, fuse_op_release, fuse_op_opendir, fuse_op_releasedir;
 /* ops-meta.c */

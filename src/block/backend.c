@@ -249,6 +249,26 @@ int coroutine_fn block_backend_co_flush(BlockBackend *blk)
     return BACKEND_CALL(blk, block_child_co_flush(blk->root));
 }
 
+int coroutine_fn block_backend_co_flush_report(BlockBackend *blk, BlockFlushError *newest)
+{
+    int ret = -ENOMEDIUM;
+    *newest = 0;
+    backend_begin(blk);
+    if (blk->root) {
+        ret = block_child_co_flush(blk->root);
+        *newest = node_flush_error(blk->root->node);
+    }
+    return backend_end(blk, ret);
+}
+
+BlockFlushError coroutine_fn block_backend_co_flush_error(BlockBackend *blk)
+{
+    backend_begin(blk);
+    BlockFlushError error = blk->root ? node_flush_error(blk->root->node) : 0;
+    backend_dec_in_flight(blk);
+    return error;
+}
+
 int coroutine_fn block_backend_co_pwrite_zeroes(BlockBackend *blk, int64_t offset, int64_t bytes,
                                                 BlockRequestFlags flags)
 {

@@ -40,6 +40,10 @@ int coroutine_fn block_backend_co_pread(BlockBackend *blk, int64_t offset, int64
 int coroutine_fn block_backend_co_pwrite(BlockBackend *blk, int64_t offset, int64_t bytes, const void *buf,
                                          BlockRequestFlags flags);
 int coroutine_fn block_backend_co_flush(BlockBackend *blk);
+/* The same; *newest is the newest failure of any flush in the root or below, by whomever it was asked for. */
+int coroutine_fn block_backend_co_flush_report(BlockBackend *blk, BlockFlushError *newest);
+/* That alone. */
+BlockFlushError coroutine_fn block_backend_co_flush_error(BlockBackend *blk);
 int coroutine_fn block_backend_co_pwrite_zeroes(BlockBackend *blk, int64_t offset, int64_t bytes,
                                                 BlockRequestFlags flags);
 int coroutine_fn block_backend_co_pdiscard(BlockBackend *blk, int64_t offset, int64_t bytes);

@@ -17,6 +17,7 @@ typedef struct ParkedRequest ParkedRequest;
 struct BlockGraph {
     AioContext *main_context;
     ErrorLog *errors;
+    _Atomic uint64_t flush_errors; /* failed flushes */
 
     /* Lock order: drain_lock is a leaf; nothing is taken under it. */
     BgMutex drain_lock;
@@ -164,5 +165,7 @@ int block_check_range(int64_t offset, int64_t bytes);
 int coroutine_fn node_co_driver_preadv(BlockNode *node, int64_t offset, int64_t bytes, const IoVector *qiov,
                                        size_t qiov_offset);
 int coroutine_fn node_co_flush(BlockNode *node);
+/* The newest failure of a flush in the node or below. Inside a request on it, or in the main thread. */
+BlockFlushError node_flush_error(const BlockNode *node);
 
 #endif /* BG_BLOCK_INTERNAL_H */

@@ -23,6 +23,7 @@ struct FlushState {
     _Atomic int64_t writes[2];
     _Atomic bool dirty; /* something was written since the last successful run began */
     _Atomic bool leader_waits;
+    _Atomic BlockFlushError error;         /* of a run; those do not overlap */
     BgMutex lock;                          /* a leaf */
     Coroutine *leader BG_GUARDED_BY(lock); /* sleeps until the old epoch is empty */
     bool running BG_GUARDED_BY(lock);
@@ -43,6 +44,16 @@ void flush_state_free(FlushState *f)
 {
     bg_mutex_destroy(&f->lock);
     g_free(f);
+}
+
+BlockFlushError flush_state_error(const FlushState *f)
+{
+    return atomic_load(&f->error);
+}
+
+void flush_state_set_error(FlushState *f, BlockFlushError error)
+{
+    atomic_store(&f->error, error);
 }
 
 static void wake_leader_if_empty(FlushState *f, unsigned epoch)

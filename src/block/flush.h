@@ -28,6 +28,10 @@ unsigned flush_write_begin(FlushState *f);
 /* It has ended, well or not. Any thread. */
 void flush_write_end(FlushState *f, unsigned epoch);
 
+/* The newest flush that failed in this very node. Any thread. */
+BlockFlushError flush_state_error(const FlushState *f);
+void flush_state_set_error(FlushState *f, BlockFlushError error);
+
 typedef int coroutine_fn FlushFunc(BlockNode *node);
 /*
  * Run, or share, a flush: func(node) is called unless, with `always` false, nothing was written since it last

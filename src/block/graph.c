@@ -28,6 +28,11 @@ BlockGraph *block_graph_new(AioContext *main_context)
     return graph;
 }
 
+BlockFlushError block_graph_flush_errors(const BlockGraph *graph)
+{
+    return (atomic_load(&graph->flush_errors) + 1) << BLOCK_FLUSH_ERRNO_BITS;
+}
+
 /* A node that the graph itself still holds and nobody uses. */
 static BlockNode *idle_named_node(BlockGraph *graph)
 {

@@ -44,6 +44,8 @@ char *block_graph_errors_text(BlockGraph *graph);
 char *block_graph_last_error(BlockGraph *graph, const char *name);
 /* Errors recorded since start. Any thread. */
 uint64_t block_graph_error_count(BlockGraph *graph);
+/* Every flush that failed up to now compares as at most this, every later one as greater. Any thread. */
+BlockFlushError block_graph_flush_errors(const BlockGraph *graph);
 
 /* ---- The graph for people and programs: src/block/query.c. Main thread. Newly allocated text. */
 char *block_graph_to_text(BlockGraph *graph); /* a tree with box characters */

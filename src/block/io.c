@@ -238,8 +238,36 @@ int coroutine_fn block_child_co_pread(BlockChild *child, int64_t offset, int64_t
 
 /* ---- Flushing */
 
+/* What is read-only is not flushed, nor looked at. */
+static BlockFlushError flush_error_below(const BlockNode *node)
+{
+    BlockFlushError newest = 0;
+    for (guint i = 0; i < node->children->len; i++) {
+        const BlockChild *edge = node->children->pdata[i];
+        BlockFlushError error = edge->node->read_only ? 0 : node_flush_error(edge->node);
+        newest = MAX(newest, error);
+    }
+    return newest;
+}
+
+BlockFlushError node_flush_error(const BlockNode *node)
+{
+    return MAX(flush_state_error(node->flush), flush_error_below(node));
+}
+
+/* A flush failed here, and not below, where it would have its number already. */
+static void note_flush_error(BlockNode *node, int errnum)
+{
+    uint64_t number = atomic_fetch_add(&node->graph->flush_errors, 1) + 1;
+    flush_state_set_error(node->flush, number << BLOCK_FLUSH_ERRNO_BITS | (BlockFlushError)errnum);
+    if (node->children->len > 0) { /* a leaf's are in the log as all its errors */
+        block_graph_log_error(node->graph, node->name, BLOCK_OP_FLUSH, -1, 0, errnum, NULL);
+    }
+}
+
 static int coroutine_fn flush_once(BlockNode *node)
 {
+    BlockFlushError before = flush_error_below(node);
     NodeRequest req;
     node_request_begin(&req, node, BLOCK_OP_FLUSH, -1, 0);
     int ret = node->driver->co_flush ? node->driver->co_flush(node) : 0;
@@ -248,6 +276,9 @@ static int coroutine_fn flush_once(BlockNode *node)
         BlockChild *edge = node->children->pdata[i];
         int child_ret = edge->node->read_only ? 0 : block_child_co_flush(edge);
         ret = ret < 0 ? ret : child_ret;
+    }
+    if (bg_unlikely(ret < 0 && flush_error_below(node) == before)) {
+        note_flush_error(node, -ret);
     }
     return node_request_end(&req, ret);
 }

@@ -106,6 +106,18 @@ typedef enum BlockChildRole {
     BLOCK_ROLE_IMAGE = BLOCK_ROLE_DATA | BLOCK_ROLE_METADATA,
 } BlockChildRole;
 
+/*
+ * A failed flush: the number of the failure in its graph, and its errno in the low bits. Later ones are
+ * greater; 0: none.
+ */
+typedef uint64_t BlockFlushError;
+#define BLOCK_FLUSH_ERRNO_BITS 12
+
+static inline int block_flush_error_errno(BlockFlushError error)
+{
+    return (int)(error & ((1u << BLOCK_FLUSH_ERRNO_BITS) - 1));
+}
+
 /* Operations counted per node. */
 typedef enum BlockOp {
     BLOCK_OP_READ,

@@ -282,7 +282,8 @@ class Place:
     def mounted(self, device, at="vm", options="rw"):
         """A kernel file system, mounted."""
         mountpoint = self.directory(at)
-        self.run("mount", "-o", options, device, mountpoint)
+        kind = ["-t", "tmpfs"] if device == "tmpfs" else []
+        self.run("mount", *kind, "-o", options, device, mountpoint)
         try:
             yield mountpoint
         finally:

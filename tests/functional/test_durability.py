@@ -4,6 +4,7 @@ SPDX-License-Identifier: GPL-2.0-or-later
 """
 
 import concurrent.futures
+import errno
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import pytest
 
 import fileio
 import harness
+import qcow2
 from fileio import opened
 from system import MiB
 
@@ -79,6 +81,51 @@ def test_synchronous_writes(place, counting, flag):
             before = counting.flushes()
             os.pwrite(fd, fileio.pattern(4096, i), i * 4096)
             assert counting.flushes() > before
+
+
+def test_fsync_of_the_directory(place, counting):
+    daemon = place.mount(graph())
+    with opened(daemon.file("disk")) as fd, opened(daemon.mountpoints[0], os.O_RDONLY | os.O_DIRECTORY) as root:
+        for i in range(3):
+            os.pwrite(fd, fileio.pattern(4096, i), i * 4096)
+            before = counting.flushes()
+            os.fsync(root)
+            assert counting.flushes() > before
+
+
+def fsync_error(fd):
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        return error.errno
+    return 0
+
+
+def test_a_failed_flush_is_reported_once(place):
+    """No room for the tables of an image when they are to be written out; later there is."""
+    with place.mounted("tmpfs", "small", "size=4m") as directory:
+        image = qcow2.create(place, "small/disk.qcow2", "", 16 * MiB)
+        daemon = place.mount(qcow2.NODE.format(image=image))
+        path = daemon.file("disk")
+        with opened(path) as first, opened(path) as second, opened(path) as idle:
+            os.pwrite(first, b"first" * 100, 0)
+            os.pwrite(second, b"second" * 100, MiB)
+            with open(directory / "filler", "wb", buffering=0) as filler:
+                with pytest.raises(OSError, match="No space left"):
+                    while True:
+                        filler.write(bytes(4096))
+            assert fsync_error(first) == errno.ENOSPC
+            os.unlink(directory / "filler")
+            assert [fsync_error(fd) for fd in (first, idle, second)] == [0, 0, errno.ENOSPC]
+            with opened(path) as later:
+                assert [fsync_error(fd) for fd in (first, second, idle, later)] == [0, 0, 0, 0]
+            assert b"ENOSPC" in os.getxattr(path, "user.blockgraph.last-error")
+            assert "ENOSPC" in daemon.graph("errors")
+        daemon.stop()
+        qcow2.check(place, image)
+        content = qcow2.content(place, image)
+        assert content[:500] == b"first" * 100
+        assert content[MiB:MiB + 600] == b"second" * 100
 
 
 def test_msync(place, counting):
