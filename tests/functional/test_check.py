@@ -136,6 +136,25 @@ def test_bitmaps(place, options):
     assert "off" in place.run("qemu-img", "info", path).stdout
 
 
+@pytest.mark.parametrize("options", ["", "data_file_raw=on", "extended_l2=on", "cluster_size=512"])
+def test_external_data_file(place, options):
+    """It need not be there: only the tables are looked at."""
+    options += "," if options else ""
+    path = qcow2.create(place, "disk.qcow2", f"{options}data_file=data.raw", SIZE)
+    place.run("qemu-io", "-f", "qcow2", "-c", "write 0 300k", "-c", "write -z 100k 64k", "-c", "write 5M 10k", path)
+    assert agree(place, path) == 0
+    (place.path / "data.raw").rename(place.path / "elsewhere")
+    assert ours(place, path)[0] == 0
+    where = Image(path)
+    where.put(where.l2[0] + where.stride, 2 * where.cluster | COPIED)
+    assert ours(place, path, "--repair")[0] == 2
+    where.put(where.l2[0] + where.stride, where.cluster | COPIED)
+    where.put(where.reftable, 0)
+    assert ours(place, path, "--repair")[0] == 0
+    (place.path / "elsewhere").rename(place.path / "data.raw")
+    assert agree(place, path) == 0
+
+
 def test_compressed(place):
     (place.path / "raw").write_bytes(bytes(range(256)) * 4096 * 4 + os.urandom(300 * KiB))
     for options in ("", "cluster_size=2M", "cluster_size=512", "compression_type=zstd,extended_l2=on"):

@@ -10,8 +10,6 @@
 
 #include "backends/format/qcow2/check.h"
 
-#define EXTENSION_BITMAPS  0x23852875u
-#define AUTOCLEAR_BITMAPS  UINT64_C(1)
 #define BITMAP_ENTRY_FIXED 24u
 #define BITMAP_CHUNK       8192u /* entries of a bitmap's table read at once */
 #define L1_RESERVED        UINT64_C(0x7f000000000001ff)
@@ -114,6 +112,19 @@ static bool subclusters_contradict(const Qcow2State *s, Qcow2L2Entry e)
     return s->extended && ((allocated & zero) || (allocated && !qcow2_entry_has_place(s, e.entry)));
 }
 
+/* In an external data file everything lies at its guest offset, and nothing is counted. */
+static void check_external(Qcow2Check *c, uint64_t table, uint32_t i, Qcow2L2Entry e)
+{
+    uint64_t offset = e.entry & QCOW2_ENTRY_OFFSET;
+    uint64_t guest = (c->l2_index << c->s->l2_bits | i) << c->s->cluster_bits;
+    if (qcow2_entry_has_place(c->s, e.entry) && offset != guest) {
+        bad_entry(c,
+                  "L2 table at 0x%" PRIx64 ", entry %" PRIu32 ": 0x%" PRIx64
+                  " is not the cluster's place in the data file",
+                  table, i, offset);
+    }
+}
+
 static void count_standard(Qcow2Check *c, uint64_t table, uint32_t i, Qcow2L2Entry e, uint32_t times)
 {
     const Qcow2State *s = c->s;
@@ -127,11 +138,12 @@ static void count_standard(Qcow2Check *c, uint64_t table, uint32_t i, Qcow2L2Ent
         qcow2_check_corrupt(c, "L2 table at 0x%" PRIx64 ", entry %" PRIu32 ": contradictory subclusters",
                             table, i);
     }
-    if (!offset) {
+    if (s->external) {
+        check_external(c, table, i, e);
         return;
     }
-    if (s->external && !(offset & (uint64_t)(s->cluster_size - 1))) {
-        return; /* no refcounts there */
+    if (!offset) {
+        return;
     }
     if (offset & (uint64_t)(s->cluster_size - 1)) {
         bad_entry(c,
@@ -198,20 +210,25 @@ static int coroutine_fn count_bitmap_table(Qcow2Check *c, uint64_t offset, uint6
     return 0;
 }
 
-static int coroutine_fn count_bitmap_directory(Qcow2Check *c, uint32_t n, uint64_t offset, uint64_t bytes)
+/* Without the autoclear bit they count for nothing. */
+static int coroutine_fn count_bitmaps(Qcow2Check *c)
 {
-    uint64_t end = offset + bytes;
+    const Qcow2State *s = c->s;
+    uint64_t offset = s->bitmaps.offset, bytes = s->bitmaps.bytes, end = offset + bytes;
+    if (!(s->autoclear & QCOW2_AUTOCLEAR_BITMAPS)) {
+        return 0;
+    }
     if (!count_bytes(c, offset, bytes, 1)) {
         bad_entry(c, "the directory of bitmaps at 0x%" PRIx64 " is not in the file", offset);
         return 0;
     }
-    for (uint32_t i = 0; i < n; i++) {
+    for (uint32_t i = 0; i < s->n_bitmaps; i++) {
         uint8_t e[BITMAP_ENTRY_FIXED];
         if (end < offset + sizeof e) {
             bad_entry(c, "the directory of bitmaps ends within entry %" PRIu32, i);
             return 0;
         }
-        int ret = block_child_co_pread(c->s->node->file, (int64_t)offset, sizeof e, e);
+        int ret = block_child_co_pread(s->node->file, (int64_t)offset, sizeof e, e);
         ret = ret < 0 ? ret : count_bitmap_table(c, qcow2_load64(e), qcow2_load32(e + 8));
         if (ret < 0) {
             return ret;
@@ -220,31 +237,6 @@ static int coroutine_fn count_bitmap_directory(Qcow2Check *c, uint32_t n, uint64
         offset += (sizeof e + name + extra + 7) & ~UINT64_C(7);
     }
     return 0;
-}
-
-/* The extension of the header that tells of bitmaps; one without its autoclear bit counts for nothing. */
-static int coroutine_fn count_bitmaps(Qcow2Check *c)
-{
-    const Qcow2State *s = c->s;
-    uint64_t size = (uint64_t)s->cluster_size;
-    if (!(s->autoclear & AUTOCLEAR_BITMAPS)) {
-        return 0;
-    }
-    int ret = qcow2_check_read_cluster(c, 0, c->block);
-    uint64_t at = qcow2_load32(c->block + 100);
-    while (ret >= 0 && at + 8 <= size) {
-        uint32_t type = qcow2_load32(c->block + at), n = qcow2_load32(c->block + at + 4);
-        const uint8_t *data = c->block + at + 8;
-        if (type == 0 || n > size - at - 8) {
-            break;
-        }
-        if (type == EXTENSION_BITMAPS && n >= 24) {
-            return count_bitmap_directory(c, qcow2_load32(data), qcow2_load64(data + 16),
-                                          qcow2_load64(data + 8));
-        }
-        at += 8 + ((n + UINT64_C(7)) & ~UINT64_C(7));
-    }
-    return MIN(ret, 0);
 }
 
 /* ---- All of it */

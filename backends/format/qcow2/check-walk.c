@@ -175,6 +175,7 @@ static int coroutine_fn visit_table(Qcow2Check *c, const Qcow2L1 *l1, uint32_t i
     qcow2_check_progress(c);
     int ret = qcow2_check_read_cluster(c, offset, c->l2);
     c->l2_empty = ret > 0;
+    c->l2_index = i;
     return ret < 0 ? ret : v->l2_table(c, offset, times, l1->active);
 }
 

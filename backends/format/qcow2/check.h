@@ -65,6 +65,7 @@ typedef struct Qcow2Check {
     Qcow2Counts tables;      /* references from L1 tables to L2 tables */
     uint8_t *l2, *block;     /* room for one cluster each */
     bool l2_empty;           /* the L2 table is a hole */
+    uint64_t l2_index;       /* of the L1 entry that it was found by */
     uint64_t hole, hole_end; /* bytes of the file that are known to read as zeroes */
 
     bool tell;                     /* this pass reports what is wrong with entries */

@@ -47,6 +47,9 @@ int coroutine_fn qcow2_data_file_open(BlockNode *node, BlockOptions *opts, const
         return 0;
     }
     node->file->role = BLOCK_ROLE_METADATA;
+    if (node->to_check) {
+        return 0; /* only the tables are looked at */
+    }
     int ret = open_child(node, opts, x, directories, &s->data, errp);
     if (ret == 0 && s->data->node == node->file->node) {
         block_options_error(opts, "data-file", errp, EINVAL, "is the node of the image itself");
