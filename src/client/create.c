@@ -19,43 +19,36 @@
 #include "util/text.h"
 
 typedef struct CreateJob {
-    JsonObject *image;   /* options of the format; NULL: the file is the image */
-    JsonObject *storage; /* options of driver file */
-    const char *filename;
+    JsonObject *image;      /* options of the format; NULL: the file is the image */
+    JsonObject *storage[2]; /* options of driver file: of FILE, of an external data file or NULL */
     BlockCreateFlags flags;
 } CreateJob;
 
 /* ---- A signal must not leave half an image either */
 
-static const char *volatile unfinished; /* a file of ours; NULL: none */
+static const char *volatile unfinished[2]; /* files of ours; NULL: none */
 static const int signals[] = {SIGHUP, SIGINT, SIGTERM};
+
+static void remove_unfinished(void)
+{
+    for (unsigned i = 0; i < G_N_ELEMENTS(unfinished); i++) {
+        if (unfinished[i]) {
+            unlink(unfinished[i]);
+        }
+    }
+}
 
 static void remove_and_die(int number)
 {
-    if (unfinished) {
-        unlink(unfinished);
-    }
+    remove_unfinished();
     signal(number, SIG_DFL);
     raise(number);
 }
 
-static void begin_unfinished(const char *filename)
+static void set_handlers(void (*handler)(int))
 {
-    unfinished = filename;
     for (unsigned i = 0; i < G_N_ELEMENTS(signals); i++) {
-        signal(signals[i], remove_and_die);
-    }
-}
-
-static void end_unfinished(bool failed)
-{
-    const char *filename = unfinished;
-    unfinished = NULL;
-    for (unsigned i = 0; i < G_N_ELEMENTS(signals); i++) {
-        signal(signals[i], SIG_DFL);
-    }
-    if (failed && filename) {
-        unlink(filename);
+        signal(signals[i], handler);
     }
 }
 
@@ -151,19 +144,30 @@ static JsonObject *storage_options(const char *filename)
     return o;
 }
 
+/* Here it is named by its file. */
+static void take_data_file(CreateJob *job)
+{
+    JsonNode *node = job->image ? json_object_get_member(job->image, "data-file") : NULL;
+    if (node && JSON_NODE_HOLDS_VALUE(node)) {
+        g_autofree char *filename = g_strdup(json_node_get_string(node));
+        job->storage[1] = storage_options(filename);
+        json_object_set_int_member(job->storage[1], "size", 0);
+        json_object_set_object_member(job->image, "data-file", storage_options(filename));
+    }
+}
+
 static bool read_line(const ClientLine *line, CreateJob *job, GError **errp)
 {
     const char *format = client_line_word(line, 0);
     bool plain = strcmp(format, "raw") == 0 || strcmp(format, "file") == 0;
-    job->filename = client_line_word(line, 1);
-    job->storage = storage_options(job->filename);
+    job->storage[0] = storage_options(client_line_word(line, 1));
     job->flags = client_line_has(line, "force") ? BLOCK_CREATE_OVERWRITE : 0;
-    JsonObject *image = job->storage;
+    JsonObject *image = job->storage[0];
     if (!plain) {
         image = job->image = json_object_new();
         json_object_set_string_member(image, "driver", format);
-        json_object_set_object_member(image, "file", storage_options(job->filename));
-        json_object_set_int_member(job->storage, "size", 0);
+        json_object_set_object_member(image, "file", storage_options(client_line_word(line, 1)));
+        json_object_set_int_member(job->storage[0], "size", 0);
     }
     if (!add_size(image, client_line_word(line, 2), !plain, errp)) {
         return false;
@@ -174,27 +178,49 @@ static bool read_line(const ClientLine *line, CreateJob *job, GError **errp)
             return false;
         }
     }
+    take_data_file(job);
     return check_backing(image, errp);
 }
 
 /* ---- Making it */
 
+/* A wrong option is found before anything is touched. */
+static int coroutine_fn check_options(BlockGraph *graph, const CreateJob *job, GError **errp)
+{
+    int ret = job->image ? block_driver_co_create(graph, job->image, BLOCK_CREATE_DRY_RUN, errp) : 0;
+    for (unsigned i = 0; i < 2 && job->storage[i] && ret == 0; i++) {
+        ret = block_driver_co_create(graph, job->storage[i], BLOCK_CREATE_DRY_RUN, errp);
+    }
+    return ret;
+}
+
+/* One of the files, marked as unfinished where it was not there. */
+static int coroutine_fn make_storage(BlockGraph *graph, const CreateJob *job, unsigned i, GError **errp)
+{
+    const char *filename = json_object_get_string_member(job->storage[i], "filename");
+    unfinished[i] = access(filename, F_OK) < 0 && errno == ENOENT ? filename : NULL;
+    int ret = block_driver_co_create(graph, job->storage[i], job->flags, errp);
+    if (ret == -EEXIST) {
+        unfinished[i] = NULL; /* another's, after all */
+    }
+    return ret;
+}
+
 static int coroutine_fn co_create(BlockGraph *graph, void *opaque, GError **errp)
 {
     CreateJob *job = opaque;
-    /* A wrong option is found before anything is touched. */
-    int ret = job->image ? block_driver_co_create(graph, job->image, BLOCK_CREATE_DRY_RUN, errp) : 0;
-    ret = ret < 0 ? ret : block_driver_co_create(graph, job->storage, BLOCK_CREATE_DRY_RUN, errp);
-    if (ret < 0) {
-        return ret;
+    int ret = check_options(graph, job, errp);
+    set_handlers(remove_and_die);
+    for (unsigned i = 0; i < 2 && job->storage[i] && ret == 0; i++) {
+        ret = make_storage(graph, job, i, errp);
     }
-    bool is_new = access(job->filename, F_OK) < 0 && errno == ENOENT;
-    begin_unfinished(is_new ? job->filename : NULL);
-    ret = block_driver_co_create(graph, job->storage, job->flags, errp);
     if (ret == 0 && job->image) {
         ret = block_driver_co_create(graph, job->image, 0, errp);
     }
-    end_unfinished(ret < 0 && ret != -EEXIST);
+    if (ret < 0) {
+        remove_unfinished();
+    }
+    set_handlers(SIG_DFL);
     return ret;
 }
 
@@ -207,7 +233,8 @@ static int run_create(const ClientLine *line)
         client_block_run(co_create, &job, &error);
     }
     g_clear_pointer(&job.image, json_object_unref);
-    json_object_unref(job.storage);
+    g_clear_pointer(&job.storage[0], json_object_unref);
+    g_clear_pointer(&job.storage[1], json_object_unref);
     if (error) {
         client_fail(error);
         return understood ? CLIENT_FAILED : CLIENT_BAD_USAGE;
@@ -231,6 +258,7 @@ const ClientVerb client_verb_create = {
                "  qcow2   version=v2|v3 (compat=0.10|1.1), cluster-size=, refcount-bits=,\n"
                "          lazy-refcounts=on|off, extended-l2=on|off,\n"
                "          compression-type=zlib|zstd, backing-file=, backing-fmt=,\n"
+               "          data-file=, data-file-raw=on|off,\n"
                "          preallocation=off|metadata|falloc|full\n",
     .options = create_options,
     .min_words = 3,

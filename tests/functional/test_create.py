@@ -91,6 +91,34 @@ def test_backing(place, options):
     use(place, place.path / "disk.qcow2", SIZE)
 
 
+@pytest.mark.parametrize("options", ["", "data_file_raw=on", "preallocation=metadata", "preallocation=falloc",
+                                     "preallocation=full,data_file_raw=on", "extended_l2=on,data_file_raw=on",
+                                     "cluster_size=512,data_file_raw=on"])
+def test_external_data_file(place, options):
+    options += "," if options else ""
+    place.client("create", "-o", f"{options}data_file=data.raw", "qcow2", "disk.qcow2", SIZE)
+    theirs = qcow2.create(place, "theirs.qcow2", f"{options}data_file=theirs.raw", SIZE)
+    data, other = info(place, "disk.qcow2")["format-specific"], info(place, theirs)["format-specific"]
+    assert data["data"].pop("data-file") == "data.raw" and other["data"].pop("data-file") == "theirs.raw"
+    assert data == other
+    assert (place.path / "data.raw").read_bytes() == bytes(SIZE)
+    if "falloc" in options or "full" in options:
+        assert (place.path / "data.raw").stat().st_blocks * 512 >= SIZE
+    qcow2.check(place, "disk.qcow2")
+    use(place, place.path / "disk.qcow2", SIZE)
+    if "raw=on" in options:
+        place.run("qemu-img", "compare", "-f", "qcow2", "-F", "raw", "disk.qcow2", "data.raw")
+
+
+def test_existing_data_file_is_kept(place):
+    data = place.image("data.raw", data=b"precious")
+    before = data.read_bytes()
+    assert "File exists" in refused(place, "-o", "data_file=data.raw", "qcow2", "disk.qcow2", "1M")
+    assert data.read_bytes() == before and not (place.path / "disk.qcow2").exists()
+    place.client("create", "--force", "-o", "data_file=data.raw", "qcow2", "disk.qcow2", "1M")
+    assert data.read_bytes() == bytes(MiB)
+
+
 def test_made_here_used_here(place):
     place.client("create", "qcow2", "disk.qcow2", SIZE)
     daemon = place.mount(qcow2.NODE.format(image="disk.qcow2"))
@@ -208,7 +236,13 @@ def test_interrupted(place, number):
     (("qcow2", "d", "1M", "-o", "preallocation=full,backing_file=b,backing_fmt=raw"), "hide the backing-file"),
     (("qcow2", "d", "1M", "-o", "backing_fmt=raw"), "there is no backing-file"),
     (("qcow2", "d", "1M", "-o", "cluster_size=512,backing_fmt=raw,backing_file=" + "b" * 500), "does not fit"),
-    (("qcow2", "d", "1M", "-o", "data_file=x"), "data-file"),
+    (("qcow2", "d", "1M", "-o", "data_file_raw=on"), "there is no data-file"),
+    (("qcow2", "d", "1M", "-o", "data_file=x,compat=0.10"), "'data-file': needs version v3"),
+    (("qcow2", "d", "1M", "-o", "data_file=x,data_file_raw=on,backing_file=b,backing_fmt=raw"),
+     "cannot be with a backing-file"),
+    (("qcow2", "d", "1M", "-o", "data_file=none/x"), "No such file"),
+    (("qcow2", "d", "1M", "-o", "data_file=d"), "File exists"),
+    (("qcow2", "d", "1M", "-o", "cluster_size=512,data_file=" + 200 * "./" + "x"), "does not fit"),
     (("qcow2", "d", "1M", "-o", "encrypt.format=luks"), "encrypt"),
     (("qcow2", "d", "1M", "-o", "clustersize=4k"), "did you mean 'cluster-size'"),
     (("qcow2", "d", "4E"), "too large for this cluster-size"),
@@ -220,7 +254,7 @@ def test_interrupted(place, number):
 ])
 def test_refused(place, words, message):
     assert message in refused(place, *words)
-    assert not (place.path / "d").exists()
+    assert not (place.path / "d").exists() and not (place.path / "x").exists()
 
 
 @pytest.mark.parametrize("words, message", [

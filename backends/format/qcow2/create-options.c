@@ -15,17 +15,13 @@
 #define MAX_FORMAT_NAME           255u
 #define MIN_EXTENDED_CLUSTER_BITS 14u
 
-static const BlockForeignOption foreign[] = {
-    {"data-file", NULL},
-    {"data-file-raw", "off"},
-    {"encrypt", NULL},
-    {NULL, NULL},
-};
+static const BlockForeignOption foreign[] = {{"encrypt", NULL}, {NULL, NULL}};
 
 void qcow2_create_clear(Qcow2Create *c)
 {
     g_free(c->backing_file);
     g_free(c->backing_format);
+    g_free(c->data_file);
 }
 
 static bool read_sizes(BlockOptions *opts, Qcow2Create *c, GError **errp)
@@ -94,6 +90,32 @@ static bool read_backing(BlockOptions *opts, Qcow2Create *c, GError **errp)
     return true;
 }
 
+/* Marks the children as known, too. */
+static bool read_data_file(BlockOptions *opts, Qcow2Create *c, GError **errp)
+{
+    static const char *const children[] = {"file", "data-file"};
+    for (unsigned i = 0; i < G_N_ELEMENTS(children); i++) {
+        g_autofree char *ref = NULL;
+        g_autoptr(JsonObject) object = NULL;
+        if (!block_options_get_child(opts, children[i], &ref, &object, errp)) {
+            return false;
+        }
+        c->external = ref || object; /* of the last */
+    }
+    if (!block_options_get_bool(opts, "data-file-raw", &c->data_raw, errp)) {
+        return false;
+    }
+    if (c->data_raw && (!c->external || c->backing_file)) {
+        return block_options_error(opts, "data-file-raw", errp, EINVAL,
+                                   c->external ? "cannot be with a backing-file" : "there is no data-file");
+    }
+    /* Raw: the image reads as the file does, so every cluster has its place there. */
+    if (c->data_raw && c->preallocation == BLOCK_PREALLOC_OFF) {
+        c->preallocation = BLOCK_PREALLOC_METADATA;
+    }
+    return true;
+}
+
 /* What version 2 cannot say, and what excludes each other. */
 static bool check_together(BlockOptions *opts, const Qcow2Create *c, GError **errp)
 {
@@ -103,6 +125,7 @@ static bool check_together(BlockOptions *opts, const Qcow2Create *c, GError **er
     } of_v3[] = {{c->refcount_order != 4, "refcount-bits"},
                  {c->lazy_refcounts, "lazy-refcounts"},
                  {c->extended, "extended-l2"},
+                 {c->external, "data-file"},
                  {c->compression != QCOW2_ZLIB, "compression-type"}};
     for (unsigned i = 0; i < G_N_ELEMENTS(of_v3); i++) {
         if (c->version < 3 && of_v3[i].used) {
@@ -127,5 +150,6 @@ static bool check_together(BlockOptions *opts, const Qcow2Create *c, GError **er
 bool qcow2_create_read_options(BlockOptions *opts, Qcow2Create *c, GError **errp)
 {
     return read_sizes(opts, c, errp) && read_features(opts, c, errp) && read_backing(opts, c, errp) &&
-           block_options_refuse_foreign(opts, foreign, errp) && check_together(opts, c, errp);
+           read_data_file(opts, c, errp) && block_options_refuse_foreign(opts, foreign, errp) &&
+           check_together(opts, c, errp);
 }

@@ -23,6 +23,7 @@
 #define COMPATIBLE_LAZY          UINT64_C(1)
 #define EXTENSION_BACKING_FORMAT 0xe2792acau
 #define EXTENSION_FEATURE_NAMES  0x6803f857u
+#define EXTENSION_DATA_FILE      0x44415441u
 #define FEATURE_NAME_BYTES       46u
 
 /* In clusters of the file. */
@@ -31,17 +32,17 @@ typedef struct Layout {
     uint64_t blocks, n_blocks;
     uint64_t l1, n_l1;
     uint64_t l2, n_l2;
-    uint64_t data, n_data;
+    uint64_t data, n_data; /* none with an external data file */
     uint64_t total;
-    uint64_t l1_entries;
+    uint64_t l1_entries, l2_entries;
 } Layout;
 
 typedef struct Maker {
     const Qcow2Create *c;
     Layout at;
     uint64_t cluster_size;
-    BlockBackend *blk;
-    uint8_t *buf; /* one cluster */
+    BlockBackend *blk, *data; /* data: that with the data, which may be the same */
+    uint8_t *buf;             /* one cluster */
 } Maker;
 
 static uint64_t div_up(uint64_t n, uint64_t by)
@@ -60,8 +61,9 @@ static Layout plan(const Qcow2Create *c)
     at.l1_entries = div_up(clusters, per_l2);
     at.n_l1 = div_up(at.l1_entries * 8, cs);
     if (c->preallocation != BLOCK_PREALLOC_OFF) {
-        at.n_data = clusters;
+        at.n_data = c->external ? 0 : clusters;
         at.n_l2 = at.l1_entries;
+        at.l2_entries = clusters;
     }
     /* Blocks count themselves and the table that points to them. */
     for (;;) {
@@ -131,22 +133,30 @@ static int coroutine_fn write_blocks(Maker *m)
     return 0;
 }
 
+static int coroutine_fn reserve_data(Maker *m)
+{
+    const Layout *at = &m->at;
+    if (!at->l2_entries) {
+        return 0;
+    }
+    if (m->c->preallocation == BLOCK_PREALLOC_METADATA) {
+        return clear_clusters(m, at->data, at->n_data);
+    }
+    return m->c->external
+               ? block_create_co_reserve(m->data, 0, m->c->size, m->c->preallocation)
+               : block_create_co_reserve(m->blk, (int64_t)(at->data << m->c->cluster_bits),
+                                         (int64_t)(at->n_data << m->c->cluster_bits), m->c->preallocation);
+}
+
 static int coroutine_fn write_preallocated(Maker *m)
 {
     const Layout *at = &m->at;
-    int64_t start = (int64_t)(at->data << m->c->cluster_bits);
     int ret = write_pointers(m, at->l1, at->n_l2, at->l2, QCOW2_ENTRY_COPIED, 1);
     /* The L2 tables lie in a row: one long table. */
-    ret = ret < 0
-              ? ret
-              : write_pointers(m, at->l2, at->n_data, at->data, QCOW2_ENTRY_COPIED, m->c->extended ? 2 : 1);
-    if (ret < 0 || !at->n_data) {
-        return ret;
-    }
-    int64_t bytes = (int64_t)(at->n_data << m->c->cluster_bits);
-    return m->c->preallocation == BLOCK_PREALLOC_METADATA
-               ? clear_clusters(m, at->data, at->n_data)
-               : block_create_co_reserve(m->blk, start, bytes, m->c->preallocation);
+    ret = ret < 0 ? ret
+                  : write_pointers(m, at->l2, at->l2_entries, m->c->external ? 0 : at->data,
+                                   QCOW2_ENTRY_COPIED, m->c->extended ? 2 : 1);
+    return ret < 0 ? ret : reserve_data(m);
 }
 
 static int coroutine_fn write_tables(Maker *m)
@@ -185,7 +195,9 @@ static void fill_fields(const Maker *m, uint8_t *b)
     }
     qcow2_store64(b + QCOW2_HEADER_INCOMPATIBLE,
                   (c->compression != QCOW2_ZLIB ? QCOW2_INCOMPATIBLE_COMPRESSION : 0) |
-                      (c->extended ? QCOW2_INCOMPATIBLE_EXTENDED_L2 : 0));
+                      (c->extended ? QCOW2_INCOMPATIBLE_EXTENDED_L2 : 0) |
+                      (c->external ? QCOW2_INCOMPATIBLE_DATA_FILE : 0));
+    qcow2_store64(b + QCOW2_HEADER_AUTOCLEAR, c->data_raw ? QCOW2_AUTOCLEAR_DATA_RAW : 0);
     qcow2_store64(b + 80, c->lazy_refcounts ? COMPATIBLE_LAZY : 0);
     qcow2_store32(b + 96, c->refcount_order);
     qcow2_store32(b + 100, HEADER_V3);
@@ -204,6 +216,16 @@ static size_t extension_bytes(size_t bytes)
     return 8 + ((bytes + 7) & ~(size_t)7);
 }
 
+static size_t add_text(uint8_t *b, size_t at, uint32_t type, const char *text)
+{
+    size_t n = text ? strlen(text) : 0;
+    if (!n) {
+        return at;
+    }
+    memcpy(b + begin_extension(b, at, type, n), text, n);
+    return at + extension_bytes(n);
+}
+
 static size_t add_feature_names(uint8_t *b, size_t at)
 {
     size_t p = begin_extension(b, at, EXTENSION_FEATURE_NAMES, FEATURES_BYTES);
@@ -215,23 +237,25 @@ static size_t add_feature_names(uint8_t *b, size_t at)
     return at + extension_bytes(FEATURES_BYTES);
 }
 
+static size_t text_bytes(const char *text)
+{
+    return text ? extension_bytes(strlen(text)) : 0;
+}
+
 /* The names of features only help messages: in a small cluster they make room for the rest. */
 static bool fill_header(const Maker *m, uint8_t *b)
 {
     const Qcow2Create *c = m->c;
-    size_t format = c->backing_format ? strlen(c->backing_format) : 0;
     size_t name = c->backing_file ? strlen(c->backing_file) : 0;
     size_t at = c->version < 3 ? HEADER_V2 : HEADER_V3;
-    size_t needed = at + (format ? extension_bytes(format) : 0) + 8 + name;
+    size_t needed = at + text_bytes(c->backing_format) + text_bytes(c->data_file) + 8 + name;
     if (needed > m->cluster_size) {
         return false;
     }
     memset(b, 0, m->cluster_size);
     fill_fields(m, b);
-    if (format) {
-        memcpy(b + begin_extension(b, at, EXTENSION_BACKING_FORMAT, format), c->backing_format, format);
-        at += extension_bytes(format);
-    }
+    at = add_text(b, at, EXTENSION_BACKING_FORMAT, c->backing_format);
+    at = add_text(b, at, EXTENSION_DATA_FILE, c->data_file);
     if (c->version >= 3 && needed + extension_bytes(FEATURES_BYTES) <= m->cluster_size) {
         at = add_feature_names(b, at);
     }
@@ -266,13 +290,32 @@ static int coroutine_fn clear_file(Maker *m, GError **errp)
     return ret < 0 ? bg_error_set_errno(errp, -ret, "node '%s': writing", node->name) : 0;
 }
 
+/* It reads as zeroes, and is as long as the image. */
+static int coroutine_fn clear_data_file(Maker *m, GError **errp)
+{
+    BlockNode *node = block_backend_node(m->data);
+    if (node->growable) {
+        int ret = block_backend_co_truncate(m->data, 0, errp);
+        return ret < 0 ? ret : block_backend_co_truncate(m->data, m->c->size, errp);
+    }
+    if (m->c->size > block_node_length(node)) {
+        return bg_error_set(errp, ENOSPC,
+                            "node '%s' is %" PRId64 " bytes long; the image is to have %" PRId64, node->name,
+                            block_node_length(node), m->c->size);
+    }
+    int ret = block_backend_co_pwrite_zeroes(m->data, 0, m->c->size, BLOCK_REQ_MAY_UNMAP);
+    return ret < 0 ? bg_error_set_errno(errp, -ret, "node '%s': writing zeroes", node->name) : 0;
+}
+
 static int coroutine_fn make(Maker *m, GError **errp)
 {
     int ret = clear_file(m, errp);
+    ret = ret < 0 || !m->c->external ? ret : clear_data_file(m, errp);
     if (ret < 0) {
         return ret;
     }
     ret = write_tables(m);
+    ret = ret < 0 ? ret : block_backend_co_flush(m->data);
     ret = ret < 0 ? ret : block_backend_co_flush(m->blk);
     if (ret == 0) {
         fill_header(m, m->buf);
@@ -293,9 +336,39 @@ static bool check_layout(BlockOptions *opts, const Maker *m, GError **errp)
                                    "the refcount table would exceed 8 MiB");
     }
     if (!fill_header(m, m->buf)) {
-        return block_options_error(opts, "backing-file", errp, EINVAL, "does not fit into the first cluster");
+        return block_options_error(opts, m->c->data_file ? "data-file" : "backing-file", errp, EINVAL,
+                                   "the name does not fit into the first cluster");
     }
     return true;
+}
+
+static bool coroutine_fn open_children(BlockGraph *graph, BlockOptions *opts, Maker *m, Qcow2Create *c,
+                                       GError **errp)
+{
+    m->blk = block_create_co_open(graph, opts, "file", errp);
+    m->data = m->blk;
+    if (!m->blk || !c->external) {
+        return m->blk;
+    }
+    m->data = block_create_co_open(graph, opts, "data-file", errp);
+    if (!m->data) {
+        return false;
+    }
+    c->data_file = block_node_filename(block_backend_node(m->data));
+    if (!c->data_file) {
+        return block_options_error(opts, "data-file", errp, EINVAL, "has no file name to write down");
+    }
+    return check_layout(opts, m, errp);
+}
+
+static void coroutine_fn close_children(Maker *m)
+{
+    if (m->data && m->data != m->blk) {
+        block_backend_co_free(m->data);
+    }
+    if (m->blk) {
+        block_backend_co_free(m->blk);
+    }
 }
 
 int coroutine_fn qcow2_co_create(BlockGraph *graph, BlockOptions *opts, BlockCreateFlags flags, GError **errp)
@@ -306,23 +379,18 @@ int coroutine_fn qcow2_co_create(BlockGraph *graph, BlockOptions *opts, BlockCre
     }
     g_autofree uint8_t *buf = g_malloc((gsize)1 << c.cluster_bits);
     Maker m = {.c = &c, .at = plan(&c), .cluster_size = UINT64_C(1) << c.cluster_bits, .buf = buf};
-    g_autofree char *ref = NULL;
-    g_autoptr(JsonObject) object = NULL; /* only to mark "file" as known, for now */
-    if (!check_layout(opts, &m, errp) || !block_options_get_child(opts, "file", &ref, &object, errp) ||
-        !block_options_finish(opts, errp)) {
+    if (!check_layout(opts, &m, errp) || !block_options_finish(opts, errp)) {
         return -EINVAL;
     }
     if (flags & BLOCK_CREATE_DRY_RUN) {
         return 0;
     }
     GError *error = NULL;
-    m.blk = block_create_co_open(graph, opts, "file", &error);
-    if (!m.blk) {
-        int ret = bg_error_to_errno(error);
+    int ret = open_children(graph, opts, &m, &c, &error) ? make(&m, &error) : -EINVAL;
+    close_children(&m);
+    if (error) {
+        ret = bg_error_to_errno(error);
         g_propagate_error(errp, error);
-        return ret;
     }
-    int ret = make(&m, errp);
-    block_backend_co_free(m.blk);
     return ret;
 }

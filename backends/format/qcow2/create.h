@@ -16,9 +16,11 @@ typedef struct Qcow2Create {
     Qcow2Compression compression;
     BlockPreallocation preallocation;
     char *backing_file, *backing_format; /* NULL: none */
+    bool external, data_raw;             /* option "data-file" names a node for the data */
+    char *data_file;                     /* its file's name; known once it is open */
 } Qcow2Create;
 
-/* All options but "file". False with *errp. */
+/* All options; children are not opened. False with *errp. */
 bool qcow2_create_read_options(BlockOptions *opts, Qcow2Create *c, GError **errp);
 void qcow2_create_clear(Qcow2Create *c);
 G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(Qcow2Create, qcow2_create_clear)
