@@ -290,6 +290,17 @@ def test_data_file_is_freed(place, variant):
     check_data(place, image, variant, bytes(16 * MiB))
 
 
+def test_data_file_does_not_grow_by_zeroes(place):
+    """The image ends in the middle of a cluster, which is zeroed up to there."""
+    image = create_with_data(place, "plain")
+    daemon = place.mount(NODE.format(image=image) + DATA_FILE)
+    with opened(daemon.file("disk")) as fd:
+        os.pwrite(fd, fileio.pattern(SIZE), 0)
+        fileio.punch_hole(fd, 6 * MiB, SIZE - 6 * MiB)
+    daemon.stop()
+    check_data(place, image, "plain", fileio.pattern(SIZE)[:6 * MiB] + bytes(SIZE - 6 * MiB))
+
+
 def test_data_file_over_a_backing(place):
     base = qcow2.create(place, "base.qcow2", "", 4 * MiB)
     place.run("qemu-io", "-f", "qcow2", "-c", "write -q -P 0x55 0 4M", base)

@@ -157,8 +157,7 @@ int coroutine_fn qcow2_co_pwrite_zeroes(BlockNode *node, int64_t offset, int64_t
     if (ret == 0 && unmap && s->external) {
         /* Zeroes rather than a discard: the entries may not be stable yet. Where it fails, only room is lost.
          */
-        block_child_co_pwrite_zeroes(s->data, offset, end - offset,
-                                     BLOCK_REQ_MAY_UNMAP | BLOCK_REQ_NO_FALLBACK);
+        block_child_co_pwrite_zeroes(s->data, offset, bytes, BLOCK_REQ_MAY_UNMAP | BLOCK_REQ_NO_FALLBACK);
     }
     return ret;
 }
