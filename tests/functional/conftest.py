@@ -24,6 +24,7 @@ from pathlib import Path
 import pytest
 
 import harness
+import qcow2
 import system
 
 DEFAULT_LIMIT = 60  # seconds for one test
@@ -35,6 +36,7 @@ class TimeLimitExceeded(pytest.fail.Exception):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", f"limit(seconds): time limit of the test (default {DEFAULT_LIMIT})")
+    config.addinivalue_line("markers", "faulty: qcow2 images of the test have faults, of its own or of qemu-io's making, and are not checked at its end")
     config.addinivalue_line("markers", "valgrind: also run with the daemon under valgrind")
     config.addinivalue_line("markers", "timing: measures time; not meant for sanitizers")
     # As Ctrl-C: the fixtures still take down what they set up.
@@ -93,11 +95,21 @@ def place(request, binary, disk_directory, results):
     try:
         yield here
         here.finish()
+        if not request.node.get_closest_marker("faulty"):
+            check_images(here)
     finally:
         limit.end()
         here.emergency_stop()
         if not os.environ.get("BG_KEEP") and not system.mounts(path):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def check_images(place):
+    try:
+        qcow2.check_what_is_left(place)
+    except AssertionError:
+        place.bundle("an image is not sound at the end of the test")
+        raise
 
 
 @pytest.fixture

@@ -17,6 +17,8 @@ import qcow2
 from fileio import opened
 from system import KiB, MiB
 
+pytestmark = pytest.mark.faulty
+
 SIZE = 6 * MiB + 1536
 COPIED = 1 << 63
 # A second opinion has other keys, or counts otherwise what is broken more than once.

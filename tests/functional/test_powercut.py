@@ -187,6 +187,7 @@ class Run:
         assert qcow2.content(self.place, "cut.qcow2") == data
 
 
+@pytest.mark.faulty  # what a cut leaves may have leaks
 @pytest.mark.limit(120)
 @pytest.mark.parametrize("case", CASES)
 def test_power_cut(place, case):

@@ -27,6 +27,7 @@ def read_whole(daemon, name="disk"):
         return b"".join(parts)
 
 
+@pytest.mark.faulty
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_reads_as_qemu_img_does(place, variant):
     image = qcow2.create(place, "disk.qcow2", VARIANTS[variant], SIZE)
@@ -79,6 +80,7 @@ def test_snapshots_present(place):
     assert read_whole(daemon) == qcow2.content(place, image)
 
 
+@pytest.mark.faulty
 def test_image_without_a_graph(place):
     """The format is found by its magic; a backing has to be said in a graph."""
     image = qcow2.create(place, "base.qcow2", "", SIZE)
@@ -167,12 +169,14 @@ def patched(place, offset, data, options=""):
     ("header length", 100, struct.pack(">I", 0xfffffff8), "length"),
     ("corrupt", 72, struct.pack(">Q", 2), "corrupt"),
 ], ids=lambda value: value.replace(" ", "-") if isinstance(value, str) and len(value) < 30 else "")
+@pytest.mark.faulty
 def test_refused(place, what, offset, data, words):
     image = patched(place, offset, data)
     message = place.refuse(place.write("graph.conf", NODE.format(image=image)), place.directory("mnt"))
     assert words in message and "'disk'" in message
 
 
+@pytest.mark.faulty
 def test_refcount_block_entered_twice(place):
     image = qcow2.create(place, "disk.qcow2")
     with opened(image) as fd:
@@ -183,6 +187,7 @@ def test_refcount_block_entered_twice(place):
     place.mount(NODE.format(image=image) + "read-only = on\n", at="read-only")
 
 
+@pytest.mark.faulty
 def test_unknown_feature_is_named(place):
     """By the name that the image itself has for it."""
     image = qcow2.create(place, "disk.qcow2")

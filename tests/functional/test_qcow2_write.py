@@ -278,6 +278,7 @@ def info(place, image):
     return json.loads(place.run("qemu-img", "info", "--output=json", image).stdout)["format-specific"]["data"]
 
 
+@pytest.mark.faulty
 def test_corrupt_tables_are_not_followed(place):
     """An L2 entry that points to the L1 table: the write fails, the image is marked, reads go on."""
     image = qcow2.create(place, "disk.qcow2", "", 4 * MiB)
