@@ -89,7 +89,8 @@ void coroutine_fn block_backend_co_free(BlockBackend *blk)
 
 BlockNode *block_backend_node(BlockBackend *blk)
 {
-    return blk->root ? blk->root->node : NULL;
+    /* Pairs with block_child_move_edges. */
+    return blk->root ? g_atomic_pointer_get(&blk->root->node) : NULL;
 }
 
 const char *block_backend_name(const BlockBackend *blk)
@@ -115,7 +116,11 @@ int block_backend_set_perm(BlockBackend *blk, BlockPerm perm, BlockPerm shared, 
 
 int64_t block_backend_length(BlockBackend *blk)
 {
-    return blk->view ? blk->view->length : blk->root ? block_node_length(blk->root->node) : 0;
+    if (blk->view) {
+        return blk->view->length;
+    }
+    BlockNode *node = block_backend_node(blk);
+    return node ? block_node_length(node) : 0;
 }
 
 unsigned block_backend_parked(BlockBackend *blk)

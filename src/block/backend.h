@@ -20,7 +20,11 @@ void coroutine_fn block_backend_co_free(BlockBackend *blk);
 /* Put `node` below; checks permissions. The backend has no root yet. 0 or -errno and *errp. Main thread. */
 int block_backend_insert(BlockBackend *blk, BlockNode *node, GError **errp);
 void coroutine_fn block_backend_co_remove(BlockBackend *blk);
-/* The root node, NULL if none. Main thread, or with a request in flight. */
+/*
+ * The root node, NULL if none. Main thread, or with a request in flight. Elsewhere it may have been replaced
+ * already when this returns: good for its length and times only, and only because a node that was replaced
+ * stays, as the backing of the one that took its place.
+ */
 BlockNode *block_backend_node(BlockBackend *blk);
 const char *block_backend_name(const BlockBackend *blk);
 /* Change what the backend holds; 0 or -errno and *errp with the old kept. Main thread. */

@@ -121,7 +121,8 @@ void block_child_move_edges(GPtrArray *edges, BlockNode *to)
     for (guint i = 0; i < edges->len; i++) {
         BlockChild *edge = edges->pdata[i];
         BlockNode *from = block_child_unlink(edge);
-        edge->node = to;
+        /* Read without a request as well, for lengths and times: see block_backend_node. */
+        g_atomic_pointer_set(&edge->node, to);
         block_child_link(edge);
         block_node_unref_later(from);
     }

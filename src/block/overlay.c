@@ -116,8 +116,10 @@ static int attach(Insertion *in, GError **errp)
     return in->edges ? 0 : -ELOOP;
 }
 
+/* Users see the same file: its time of change goes on, at every moment. */
 static void move_users(Insertion *in)
 {
+    atomic_store(&in->overlay->last_write_ns, atomic_load(&in->node->last_write_ns));
     in->was_read_only = in->node->read_only;
     in->node->read_only = true;
     block_child_move_edges(in->edges, in->overlay);
@@ -129,12 +131,11 @@ static void move_users_back(Insertion *in)
     in->node->read_only = in->was_read_only;
 }
 
-/* Users see the same file: its time of change goes on. */
-static void take_over(Insertion *in)
+/* As options.json shows them. */
+static void note_options(Insertion *in)
 {
     json_object_set_string_member(in->overlay->options, "backing", in->node->name);
     json_object_set_boolean_member(in->node->options, "read-only", TRUE);
-    atomic_store(&in->overlay->last_write_ns, atomic_load(&in->node->last_write_ns));
 }
 
 static int change_graph(Insertion *all, unsigned n, GError **errp)
@@ -157,7 +158,7 @@ static int change_graph(Insertion *all, unsigned n, GError **errp)
         if (ret < 0) {
             move_users_back(&all[i]);
         } else {
-            take_over(&all[i]);
+            note_options(&all[i]);
         }
     }
     return ret;
