@@ -252,7 +252,8 @@ static BlockFlushError flush_error_below(const BlockNode *node)
 
 BlockFlushError node_flush_error(const BlockNode *node)
 {
-    return MAX(flush_state_error(node->flush), flush_error_below(node));
+    BlockFlushError here = flush_state_error(node->flush), below = flush_error_below(node);
+    return MAX(here, below); /* a macro: a call in it would be made twice */
 }
 
 /* A flush failed here, and not below, where it would have its number already. */

@@ -190,7 +190,7 @@ def test_uri_without_driver(place, uri):
     (["--object", "iothred,id=a"], "iothread"),
     (["--object", "iothread,id=a,poll-max-ns=32768"], "option 'poll-max-ns': is not supported"),
     (["--blockdev", "raw"], "node-name"),
-    (["--blockdev", "help"], "no driver is named 'help'; there are file, "),
+    (["--blockdev", "help"], "no driver is named 'help'; there are blklogwrites, file, "),
     (["--blockdev", "fil"], "no driver is named 'fil'; did you mean 'file'?"),
     (["--blockdev", "raw,node-name=disk,file=x"], "disk"),
     (["--blockdev", "{"], "JSON"),
