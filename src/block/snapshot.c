@@ -211,25 +211,38 @@ static int coroutine_fn change_targets(Change *c, BlockNode *const *nodes, unsig
     return change_drained(c, nodes, n, errp);
 }
 
-static int coroutine_fn change_nodes(BlockNode *const *nodes, unsigned n, BlockSnapshotChange what,
-                                     GError **errp)
+/* With the lock: which node is meant changes where an overlay takes its place. */
+static int coroutine_fn change_locked(BlockNode *const *nodes, unsigned n, const BlockSnapshotChange *what,
+                                      GError **errp)
 {
-    bg_assert_main_thread();
-    g_autoptr(GPtrArray) targets = find_targets(nodes, n, errp);
-    if (!targets || targets->len == 0) {
-        return targets ? bg_error_set(errp, EINVAL, "no node to take a snapshot of")
-                       : bg_error_to_errno(*errp);
+    GError *err = NULL;
+    g_autoptr(GPtrArray) targets = find_targets(nodes, n, &err);
+    if (!targets) {
+        int ret = bg_error_to_errno(err);
+        g_propagate_error(errp, err);
+        return ret;
     }
     for (guint i = 0; i < targets->len; i++) {
         block_node_ref(targets->pdata[i]);
     }
-    BlockGraph *graph = nodes[0]->graph;
-    co_mutex_lock(&graph->snapshot_lock);
-    int ret = change_targets(&(Change){.what = &what, .targets = targets}, nodes, n, errp);
-    co_mutex_unlock(&graph->snapshot_lock);
+    int ret = change_targets(&(Change){.what = what, .targets = targets}, nodes, n, errp);
     for (guint i = 0; i < targets->len; i++) {
         block_node_co_unref(targets->pdata[i]);
     }
+    return ret;
+}
+
+static int coroutine_fn change_nodes(BlockNode *const *nodes, unsigned n, BlockSnapshotChange what,
+                                     GError **errp)
+{
+    bg_assert_main_thread();
+    if (n == 0) {
+        return bg_error_set(errp, EINVAL, "no node to take a snapshot of");
+    }
+    BlockGraph *graph = nodes[0]->graph;
+    co_mutex_lock(&graph->snapshot_lock);
+    int ret = change_locked(nodes, n, &what, errp);
+    co_mutex_unlock(&graph->snapshot_lock);
     return ret;
 }
 

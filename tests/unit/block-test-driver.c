@@ -226,3 +226,14 @@ void test_drivers_register(void)
     block_driver_register_for_test(&filter_driver);
     block_driver_register_for_test(&format_driver);
 }
+
+int coroutine_fn test_filter_open(BlockNode *node, BlockOptions *opts, GError **errp)
+{
+    int ret = block_node_co_open_child(node, opts, "file", BLOCK_ROLE_DATA | BLOCK_ROLE_FILTERED, false, NULL,
+                                       errp);
+    if (ret == 0) {
+        atomic_store(&node->length, block_node_length(node->file->node));
+        node->growable = true;
+    }
+    return ret;
+}

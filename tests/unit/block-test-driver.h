@@ -80,6 +80,9 @@ void test_mem_release(BlockNode *node, BlockOp op, int64_t offset);
 unsigned test_mem_waiting(BlockNode *node);
 void test_mem_fail(BlockNode *node, BlockOp op, int errnum);
 
+/* For a test's own filters: co_open, with a child `file` that may grow. */
+int coroutine_fn test_filter_open(BlockNode *node, BlockOptions *opts, GError **errp);
+
 unsigned test_calls(BlockNode *node, BlockOp op);
 /* Copy of the calls so far (free with g_array_unref), and start over. */
 GArray *test_mem_take_record(BlockNode *node);

@@ -41,17 +41,6 @@ static void record(bool flush, int64_t offset, int64_t bytes)
     bg_mutex_unlock(&log_lock);
 }
 
-static int coroutine_fn watch_open(BlockNode *node, BlockOptions *opts, GError **errp)
-{
-    int ret = block_node_co_open_child(node, opts, "file", BLOCK_ROLE_DATA | BLOCK_ROLE_FILTERED, false, NULL,
-                                       errp);
-    if (ret == 0) {
-        atomic_store(&node->length, block_node_length(node->file->node));
-        node->growable = true;
-    }
-    return ret;
-}
-
 static int coroutine_fn watch_pwritev(BlockNode *node, int64_t offset, int64_t bytes, const IoVector *qiov,
                                       size_t qiov_offset, BlockRequestFlags flags)
 {
@@ -71,7 +60,7 @@ static const BlockDriver watch_driver = {
     .name = "test-watch",
     .instance_size = 1,
     .is_filter = true,
-    .co_open = watch_open,
+    .co_open = test_filter_open,
     .co_pwritev = watch_pwritev,
     .co_flush = watch_flush,
 };

@@ -75,17 +75,6 @@ static void event_clear(void *p)
     g_clear_pointer(&((Event *)p)->data, g_bytes_unref);
 }
 
-static int coroutine_fn log_open(BlockNode *node, BlockOptions *opts, GError **errp)
-{
-    int ret = block_node_co_open_child(node, opts, "file", BLOCK_ROLE_DATA | BLOCK_ROLE_FILTERED, false, NULL,
-                                       errp);
-    if (ret == 0) {
-        atomic_store(&node->length, block_node_length(node->file->node));
-        node->growable = true;
-    }
-    return ret;
-}
-
 static int coroutine_fn log_pwritev(BlockNode *node, int64_t offset, int64_t bytes, const IoVector *qiov,
                                     size_t qiov_offset, BlockRequestFlags flags)
 {
@@ -107,7 +96,7 @@ static const BlockDriver log_driver = {
     .name = "test-log",
     .instance_size = 1,
     .is_filter = true,
-    .co_open = log_open,
+    .co_open = test_filter_open,
     .co_pwritev = log_pwritev,
     .co_flush = log_flush,
 };
