@@ -72,7 +72,8 @@ def external(monitor, directory, number):
                                               "snapshot-node-name": f"o{number}", "format": "qcow2"})
 
 
-KINDS = {"internal": internal, "external": external}
+# Clusters of 4 KiB: as many tables as an image of 256 times the size has with the usual ones of 64 KiB.
+KINDS = {"internal": (internal, "64k"), "internal, clusters of 4 KiB": (internal, "4k"), "external": (external, "64k")}
 
 
 def latencies(log):
@@ -85,7 +86,7 @@ def latencies(log):
 
 def measure(subject, monitor, kind, overlays, work):
     """Take snapshots under load; a Stall for each."""
-    log, seconds = work / f"{kind}-{subject.name}", SNAPSHOTS * (PAUSE + 0.3) + 1
+    log, seconds = work / f"load-{subject.name}", SNAPSHOTS * (PAUSE + 0.3) + 1
     fio = subprocess.Popen(
         ["fio", "--name=load", f"--filename={subject.path}", f"--size={subject.size}", "--rw=randwrite", "--bs=4k",
          "--iodepth=8", "--ioengine=io_uring", "--direct=1", "--thread", "--time_based", f"--runtime={seconds}",
@@ -98,7 +99,7 @@ def measure(subject, monitor, kind, overlays, work):
     times = []
     for number in range(SNAPSHOTS):
         begin = time.time()
-        KINDS[kind](monitor, overlays, number)
+        KINDS[kind][0](monitor, overlays, number)
         times.append((begin, time.time()))
         time.sleep(PAUSE)
     fio.terminate()  # it ends in order, and writes its log
@@ -114,7 +115,7 @@ def run_round(make, fast, kind, size, work):
     monitor_path = work / "monitor.sock"
     monitor_path.unlink(missing_ok=True)
     image = fast.directory / "snapshot.qcow2"
-    subjects.make_qcow2(image, size)
+    subjects.make_qcow2(image, size, options=f"cluster_size={KINDS[kind][1]}")
     node = {"node-name": "n", **subjects.qcow2_blockdev(image, fast.direct, 0)}
     try:
         with make(json.dumps(node), monitor_path) as subject:

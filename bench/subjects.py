@@ -144,11 +144,11 @@ CHAIN = 8  # backings below the image
 CLUSTER = 64 << 10
 
 
-def make_qcow2(path, size, level=None):
+def make_qcow2(path, size, level=None, options="cluster_size=64k"):
     """All clusters allocated; of a chain's level, those that are this level's share."""
     backing = ["-u", "-b", f"{path}.{level + 1}", "-F", "qcow2"] if level is not None and level < CHAIN else []
     here = f"{path}.{level}" if level else path
-    run("qemu-img", "create", "-q", "-f", "qcow2", *backing, here, str(size))
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-o", options, *backing, here, str(size))
     offsets = range(0, size, CLUSTER) if level is None else \
         range(level * CLUSTER, size, (CHAIN + 1) * CLUSTER)
     commands = [f"write -q -P {1 + offset // CLUSTER % 255} {offset} {CLUSTER}" for offset in offsets]

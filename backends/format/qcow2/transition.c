@@ -381,10 +381,12 @@ static int coroutine_fn prepare_with_subject(Qcow2State *s, Qcow2Transition *t, 
     co_mutex_lock(&s->lock);
     ret = ret < 0 ? ret : qcow2_begin_change_locked(s);
     ret = ret < 0 ? ret : take_clusters_locked(s, t);
-    co_mutex_unlock(&s->lock);
-    /* Growth of the refcount table drops the old one: nothing may be on its way to be free. */
-    ret = ret < 0 ? ret : qcow2_sync(s);
-    co_mutex_lock(&s->lock);
+    /* Nothing may be on its way to be free: growth of the refcount table drops the old one. */
+    if (ret == 0 && s->dropped->len + s->stable->len + s->draining->len > 0) {
+        co_mutex_unlock(&s->lock);
+        ret = qcow2_sync(s);
+        co_mutex_lock(&s->lock);
+    }
     if (ret == 0) {
         ret = qcow2_shadow_load_locked(s, &t->shadow, errp);
         if (ret == 0) {
@@ -495,7 +497,8 @@ static void adopt_snapshots_locked(Qcow2State *s, Qcow2Transition *t)
     qcow2_snapshot_extents_update(s);
 }
 
-/* What the new tables do not use. A discard that fails costs only room. */
+/* What the new tables do not use. After a creation it is a few tables, which are not worth a discard while
+ * everybody waits; one that fails costs only room. */
 static void coroutine_fn release_freed_locked(Qcow2State *s, const Qcow2Transition *t)
 {
     for (guint i = 0; i < t->shadow.freed->len; i++) {
@@ -504,7 +507,7 @@ static void coroutine_fn release_freed_locked(Qcow2State *s, const Qcow2Transiti
         for (uint64_t c = r->first; c < r->first + r->count; c++) {
             qcow2_cache_forget(&s->l2_cache, c << s->cluster_bits);
         }
-        if (s->node->discard_unmap) {
+        if (s->node->discard_unmap && t->action != BLOCK_SNAPSHOT_CREATE) {
             block_child_co_pdiscard(s->node->file, (int64_t)(r->first << s->cluster_bits),
                                     (int64_t)(r->count << s->cluster_bits));
         }
