@@ -20,6 +20,7 @@ typedef struct Rebuild {
     GArray *entries;            /* uint64_t: the new table. NEEDED: its block has no place yet */
     uint64_t first;             /* cluster number of the new structure: the table, then the blocks */
     uint64_t n_table, n_blocks; /* clusters */
+    uint64_t uncountable;       /* clusters with more references than refcounts of this width can say */
 } Rebuild;
 
 #define NEEDED UINT64_C(1)
@@ -125,6 +126,7 @@ static void store_page(Rebuild *r, const Qcow2CountPage *page)
     uint64_t at = page->number * QCOW2_COUNTS_PER_PAGE & ((UINT64_C(1) << s->refblock_bits) - 1);
     for (unsigned i = 0; i < QCOW2_COUNTS_PER_PAGE; i++) {
         uint64_t value = MIN(page->counts[i], qcow2_check_max_refcount(s));
+        r->uncountable += value != page->counts[i];
         qcow2_refcount_store(r->c->block, s->refcount_order, at + i, value);
     }
 }
@@ -224,6 +226,10 @@ int coroutine_fn qcow2_check_rebuild(Qcow2Check *c, GError **errp)
     c->skip_refcounts = false;
     c->extra_n = 0;
     g_array_unref(r.entries);
+    if (ret == 0) {
+        c->result->corruptions_fixed += c->refcount_corruptions - MIN(r.uncountable, c->refcount_corruptions);
+        c->result->leaks_fixed += c->result->leaks;
+    }
     return ret < 0 ? bg_error_set_errno(errp, -ret, "node '%s': writing a new qcow2 refcount table",
                                         c->s->node->name)
                    : 0;

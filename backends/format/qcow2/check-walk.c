@@ -89,6 +89,27 @@ static void merge_equal(GArray *l1s)
     g_array_set_size(l1s, MIN(l1s->len, kept + 1));
 }
 
+/*
+ * L1 tables that overlap contradict each other, and reading each would take for ever: thousands can lie in
+ * one place, a few bytes apart. Only the first is followed.
+ */
+static void drop_overlapping(Qcow2Check *c)
+{
+    uint64_t end = 0;
+    guint kept = 0;
+    for (guint i = 0; i < c->l1s->len; i++) {
+        const Qcow2L1 l1 = g_array_index(c->l1s, Qcow2L1, i);
+        if (l1.offset < end) {
+            c->bad_entries = true;
+            qcow2_check_corrupt(c, "the L1 table of a snapshot at 0x%" PRIx64 " overlaps another", l1.offset);
+            continue;
+        }
+        end = l1.offset + l1.n * UINT64_C(8);
+        g_array_index(c->l1s, Qcow2L1, kept++) = l1;
+    }
+    g_array_set_size(c->l1s, kept);
+}
+
 /* Its L1 table, where it can be read; else n is 0. */
 static Qcow2L1 l1_of_snapshot(Qcow2Check *c, const Qcow2Snapshot *p)
 {
@@ -120,6 +141,7 @@ void qcow2_check_find_l1s(Qcow2Check *c)
         }
     }
     merge_equal(c->l1s);
+    drop_overlapping(c);
     g_array_prepend_val(c->l1s, active);
     for (guint i = 0; i < c->l1s->len; i++) {
         c->l1_total += g_array_index(c->l1s, Qcow2L1, i).n;
@@ -129,16 +151,30 @@ void qcow2_check_find_l1s(Qcow2Check *c)
 typedef int coroutine_fn EachEntry(Qcow2Check *c, const Qcow2L1 *l1, uint32_t i, uint64_t entry,
                                    const Qcow2Visit *v);
 
+/* How many entries from there on lie in a hole of the file. */
+static uint32_t coroutine_fn empty_entries(Qcow2Check *c, uint64_t offset, uint32_t n)
+{
+    int64_t pnum = 0;
+    int status = block_child_co_block_status(c->s->node->file, (int64_t)offset, n * INT64_C(8), &pnum);
+    return status >= 0 && (status & BLOCK_STATUS_ZERO) ? (uint32_t)(pnum / 8) : 0;
+}
+
 static int coroutine_fn each_entry(Qcow2Check *c, const Qcow2Visit *v, bool progress, EachEntry *each)
 {
     g_autofree uint64_t *chunk = g_new(uint64_t, L1_CHUNK);
     guint n_l1s = v->only_active ? 1 : c->l1s->len;
     for (guint k = 0; k < n_l1s; k++) {
         const Qcow2L1 l1 = g_array_index(c->l1s, Qcow2L1, k);
-        for (uint32_t at = 0; at < l1.n; at += L1_CHUNK) {
-            uint32_t n = MIN(l1.n - at, L1_CHUNK);
-            int ret =
-                block_child_co_pread(c->s->node->file, (int64_t)(l1.offset + at * UINT64_C(8)), n * 8, chunk);
+        for (uint32_t at = 0, n; at < l1.n; at += n) {
+            uint64_t offset = l1.offset + at * UINT64_C(8);
+            int ret = 0;
+            n = empty_entries(c, offset, l1.n - at);
+            c->l1_done += progress ? n : 0;
+            if (n) {
+                continue;
+            }
+            n = MIN(l1.n - at, L1_CHUNK);
+            ret = block_child_co_pread(c->s->node->file, (int64_t)offset, n * 8, chunk);
             for (uint32_t i = 0; i < n && ret == 0; i++) {
                 c->l1_done += progress;
                 ret = chunk[i] ? each(c, &l1, at + i, GUINT64_FROM_BE(chunk[i]), v) : 0;

@@ -117,13 +117,15 @@ static void check_table_twins(Qcow2Check *c)
 {
     const Qcow2Directory *d = &c->s->reftable;
     g_autofree uint64_t **sorted = g_new(uint64_t *, MAX(d->n, 1));
+    uint32_t n = 0;
     for (uint32_t i = 0; i < d->n; i++) {
-        sorted[i] = &d->entries[i];
+        sorted[n] = &d->entries[i];
+        n += d->entries[i] != 0;
     }
-    qsort(sorted, d->n, sizeof *sorted, compare_entries);
-    for (uint32_t i = 1; i < d->n; i++) {
+    qsort(sorted, n, sizeof *sorted, compare_entries);
+    for (uint32_t i = 1; i < n; i++) {
         uint32_t at = (uint32_t)(sorted[i] - d->entries);
-        if (*sorted[i] && *sorted[i] == *sorted[i - 1] && !c->bad_blocks[at]) {
+        if (*sorted[i] == *sorted[i - 1] && !c->bad_blocks[at]) {
             bad_block(c, at, "is there twice");
         }
     }
@@ -160,12 +162,7 @@ static int coroutine_fn repair_refcounts(Qcow2Check *c, BlockCheckFix fix, GErro
     if ((fix & BLOCK_CHECK_FIX_ALL) != BLOCK_CHECK_FIX_ALL || c->bad_entries) {
         return 0;
     }
-    int ret = qcow2_check_rebuild(c, errp);
-    if (ret == 0) {
-        r->corruptions_fixed += c->refcount_corruptions;
-        r->leaks_fixed += r->leaks;
-    }
-    return ret;
+    return qcow2_check_rebuild(c, errp);
 }
 
 static int coroutine_fn clear_marks(Qcow2Check *c, GError **errp)

@@ -158,10 +158,15 @@ static int check_reftable(const Qcow2State *s, GError **errp)
     if (s->node->read_only || s->node->to_check) {
         return 0;
     }
-    g_autofree uint64_t *sorted = g_memdup2(d->entries, d->n * sizeof *sorted);
-    qsort(sorted, d->n, sizeof *sorted, compare_entries);
-    for (uint32_t i = 1; i < d->n; i++) {
-        if (sorted[i] && sorted[i] == sorted[i - 1]) {
+    uint32_t n = 0;
+    g_autofree uint64_t *sorted = g_new(uint64_t, MAX(d->n, 1));
+    for (uint32_t i = 0; i < d->n; i++) {
+        sorted[n] = d->entries[i];
+        n += sorted[n] != 0;
+    }
+    qsort(sorted, n, sizeof *sorted, compare_entries);
+    for (uint32_t i = 1; i < n; i++) {
+        if (sorted[i] == sorted[i - 1]) {
             return bg_error_set(
                 errp, EINVAL,
                 "node '%s': qcow2 refcount table: two entries for one block: repair the image "

@@ -41,6 +41,7 @@
 #define QCOW2_MAX_L1_BYTES             (INT64_C(32) << 20)
 #define QCOW2_MAX_REFTABLE_BYTES       (INT64_C(8) << 20)
 #define QCOW2_MAX_SNAPSHOT_TABLE_BYTES (INT64_C(16) << 20)
+#define QCOW2_MAX_VIEW_BYTES           (INT64_C(32) << 20) /* L1 tables of snapshots that are read */
 #define QCOW2_MAX_SNAPSHOTS            65536u
 
 /* Offsets of header fields that are written after the image was opened. */
@@ -132,8 +133,9 @@ typedef struct Qcow2Snapshot {
     char *id, *name;
     int64_t date_ns;
     uint64_t vm_state_size;
-    int64_t length; /* of the disk, bytes; -1: as now (version 2) */
-    unsigned views; /* open for reading */
+    int64_t length;    /* of the disk, bytes; -1: as now (version 2) */
+    unsigned views;    /* open for reading */
+    Qcow2Directory l1; /* while there are any */
 } Qcow2Snapshot;
 
 typedef struct Qcow2State {
@@ -173,6 +175,7 @@ typedef struct Qcow2State {
     uint8_t *overlap_filter;
     GPtrArray *snapshots;       /* Qcow2Snapshot, oldest first */
     Qcow2Extent snapshot_table; /* where they lie */
+    uint64_t view_bytes;        /* L1 tables of snapshots that are read */
     GArray *snapshot_extents;   /* Qcow2Extent: that, and the snapshots' L1 tables */
     int64_t length; /* as the header has it; changed by truncate alone, of which there is one at a time */
     _Atomic bool corrupt; /* nothing may be written any more */

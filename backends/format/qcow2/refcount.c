@@ -264,6 +264,10 @@ int coroutine_fn qcow2_unref_locked(Qcow2State *s, uint64_t first, uint64_t coun
         if (ret == 0 && refcount == 0) {
             ret = qcow2_mark_corrupt_locked(s, c << s->cluster_bits, "a cluster in use has refcount 0");
         }
+        if (ret == 0 && refcount == 1) { /* it is to be free, and may be discarded */
+            ret = qcow2_overlap_check_locked(s, QCOW2_CLASS_DATA, c << s->cluster_bits,
+                                             (uint64_t)s->cluster_size);
+        }
         ret = ret < 0 ? ret : set_refcount(s, c, refcount - 1);
         if (ret < 0) {
             return ret;

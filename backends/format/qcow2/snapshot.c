@@ -10,12 +10,6 @@
 #include "backends/format/qcow2/qcow2.h"
 #include "util/error.h"
 
-/* A snapshot open for reading. Its L1 table does not change as long as it exists. */
-typedef struct Qcow2View {
-    Qcow2Snapshot *snapshot;
-    Qcow2Directory l1;
-} Qcow2View;
-
 static int64_t length_of(const Qcow2State *s, const Qcow2Snapshot *p)
 {
     return p->length >= 0 ? p->length : s->length;
@@ -86,6 +80,27 @@ static void coroutine_fn co_abort(BlockNode *node, void *state)
 
 /* ---- Reading */
 
+/* All views of a snapshot share its L1 table, which does not change as long as the snapshot exists. */
+static int coroutine_fn hold_l1(Qcow2State *s, Qcow2Snapshot *p)
+{
+    uint64_t bytes = p->l1_size * UINT64_C(8);
+    if (p->views++) {
+        return 0;
+    }
+    s->view_bytes += bytes;
+    return s->view_bytes > (uint64_t)QCOW2_MAX_VIEW_BYTES
+               ? -EMFILE
+               : qcow2_directory_read(s, &p->l1, p->l1_offset, p->l1_size);
+}
+
+static void release_l1(Qcow2State *s, Qcow2Snapshot *p)
+{
+    if (--p->views == 0) {
+        s->view_bytes -= p->l1_size * UINT64_C(8);
+        qcow2_directory_free(&p->l1);
+    }
+}
+
 static int coroutine_fn co_view_open(BlockNode *node, const char *name, void **view, int64_t *length,
                                      GError **errp)
 {
@@ -94,42 +109,35 @@ static int coroutine_fn co_view_open(BlockNode *node, const char *name, void **v
     if (!p) {
         return bg_error_set(errp, ENOENT, "node '%s' has no snapshot '%s'", node->name, name);
     }
-    Qcow2View *v = g_new0(Qcow2View, 1);
-    int ret = qcow2_directory_read(s, &v->l1, p->l1_offset, p->l1_size);
+    int ret = hold_l1(s, p);
     if (ret < 0) {
-        qcow2_directory_free(&v->l1);
-        g_free(v);
+        release_l1(s, p);
         return bg_error_set_errno(errp, -ret, "node '%s': reading snapshot '%s'", node->name, name);
     }
-    v->snapshot = p;
-    p->views++;
-    *view = v;
+    *view = p;
     *length = length_of(s, p);
     return 0;
 }
 
 static void coroutine_fn co_view_close(BlockNode *node, void *view)
 {
-    Qcow2View *v = view;
-    v->snapshot->views--;
-    qcow2_directory_free(&v->l1);
-    g_free(v);
+    release_l1(node->opaque, view);
 }
 
 static int coroutine_fn co_view_preadv(BlockNode *node, void *view, int64_t offset, int64_t bytes,
                                        const IoVector *qiov, size_t qiov_offset)
 {
-    const Qcow2View *v = view;
-    return qcow2_read_range(node->opaque, &v->l1, offset, bytes, qiov, qiov_offset);
+    const Qcow2Snapshot *p = view;
+    return qcow2_read_range(node->opaque, &p->l1, offset, bytes, qiov, qiov_offset);
 }
 
 static int coroutine_fn co_view_block_status(BlockNode *node, void *view, int64_t offset, int64_t bytes,
                                              int64_t *pnum)
 {
-    const Qcow2View *v = view;
+    const Qcow2Snapshot *p = view;
     BlockChild *child;
     int64_t child_offset;
-    int ret = qcow2_block_status_in(node->opaque, &v->l1, offset, bytes, pnum, &child, &child_offset);
+    int ret = qcow2_block_status_in(node->opaque, &p->l1, offset, bytes, pnum, &child, &child_offset);
     if (ret < 0 || !(ret & BLOCK_STATUS_RECURSE)) {
         return ret;
     }

@@ -33,8 +33,10 @@
 #include "backends/format/qcow2/qcow2.h"
 #include "util/error.h"
 
+/* L1 tables that one change holds besides the current one, in bytes. */
+#define MAX_L1_BYTES (UINT64_C(8) << 20)
 /* Copies are written in pieces of about this size, in bytes. */
-#define WRITE_PIECE ((size_t)1 << 20)
+#define WRITE_PIECE  ((size_t)1 << 20)
 
 typedef struct L2Move {
     uint64_t from, to; /* offsets in the file */
@@ -281,10 +283,18 @@ static int coroutine_fn copy_l2_tables_locked(Qcow2State *s, Qcow2Transition *t)
 
 /* ---- The other tables */
 
+/* In place, and back again: it may be large. */
 static int coroutine_fn copy_l1(Qcow2State *s, Qcow2Transition *t)
 {
-    g_autofree uint64_t *be = to_big_endian(t->source.entries, t->source.n);
-    return writer_put(s, t, be, t->source.n * UINT64_C(8), &t->l1_offset);
+    uint64_t *entries = t->source.entries;
+    for (uint32_t i = 0; i < t->source.n; i++) {
+        entries[i] = GUINT64_TO_BE(entries[i]);
+    }
+    int ret = writer_put(s, t, entries, t->source.n * UINT64_C(8), &t->l1_offset);
+    for (uint32_t i = 0; i < t->source.n; i++) {
+        entries[i] = GUINT64_FROM_BE(entries[i]);
+    }
+    return ret;
 }
 
 static int coroutine_fn write_snapshot_table(Qcow2State *s, Qcow2Transition *t)
@@ -336,6 +346,10 @@ static int explain(Qcow2State *s, const Qcow2Transition *t, int ret, GError **er
         return bg_error_set(errp, EOPNOTSUPP, "node '%s': refcounts of %u bits cannot count another snapshot",
                             s->node->name, 1u << s->refcount_order);
     }
+    if (ret == -EFBIG) {
+        return bg_error_set(errp, EFBIG, "node '%s': %s a qcow2 snapshot: the tables are too large",
+                            s->node->name, verbs[t->action]);
+    }
     return bg_error_set_errno(errp, -ret, "node '%s': %s a qcow2 snapshot", s->node->name, verbs[t->action]);
 }
 
@@ -368,6 +382,9 @@ static int coroutine_fn set_source(Qcow2State *s, Qcow2Transition *t, const Qcow
     bool revert = t->action == BLOCK_SNAPSHOT_REVERT;
     t->length = revert && t->subject->length >= 0 ? t->subject->length : s->length;
     uint32_t n = revert ? (uint32_t)qcow2_l1_entries(s, t->length) : s->l1.n;
+    if ((n + (uint64_t)subject->n) * 8 > MAX_L1_BYTES) {
+        return -EFBIG;
+    }
     t->size = MAX(WRITE_PIECE, (size_t)s->cluster_size);
     t->buf = aligned_alloc(4096, t->size);
     return t->buf && copy_directory(revert ? subject : &s->l1, n, &t->source) ? 0 : -ENOMEM;
@@ -412,7 +429,8 @@ int coroutine_fn qcow2_transition_prepare(Qcow2State *s, const BlockSnapshotChan
         t->subject = qcow2_snapshot_new(s, change->name, change->date_ns);
     } else {
         t->subject = qcow2_snapshot_find(s, change->name);
-        ret = qcow2_directory_read(s, &subject, t->subject->l1_offset, t->subject->l1_size);
+        ret = t->subject->l1_size * UINT64_C(8) > MAX_L1_BYTES ? -EFBIG : 0;
+        ret = ret < 0 ? ret : qcow2_directory_read(s, &subject, t->subject->l1_offset, t->subject->l1_size);
         ret = ret < 0 ? explain(s, t, ret, errp) : 0;
     }
     ret = ret < 0 ? ret : prepare_with_subject(s, t, &subject, errp);
@@ -507,7 +525,9 @@ static void coroutine_fn release_freed_locked(Qcow2State *s, const Qcow2Transiti
         for (uint64_t c = r->first; c < r->first + r->count; c++) {
             qcow2_cache_forget(&s->l2_cache, c << s->cluster_bits);
         }
-        if (s->node->discard_unmap && t->action != BLOCK_SNAPSHOT_CREATE) {
+        int ret = qcow2_overlap_check_locked(s, QCOW2_CLASS_DATA, r->first << s->cluster_bits,
+                                             r->count << s->cluster_bits);
+        if (ret == 0 && s->node->discard_unmap && t->action != BLOCK_SNAPSHOT_CREATE) {
             block_child_co_pdiscard(s->node->file, (int64_t)(r->first << s->cluster_bits),
                                     (int64_t)(r->count << s->cluster_bits));
         }
