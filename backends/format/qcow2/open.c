@@ -119,6 +119,8 @@ static void state_init(BlockNode *node)
     s->node = node;
     co_mutex_init(&s->sync_lock);
     co_mutex_init(&s->lock);
+    co_mutex_init(&s->large_window);
+    co_queue_init(&s->unpackers);
     s->dropped = new_ranges();
     s->stable = new_ranges();
     s->draining = new_ranges();
@@ -138,6 +140,8 @@ static void state_destroy(Qcow2State *s)
     g_array_unref(s->snapshot_extents);
     g_ptr_array_unref(s->snapshots);
     g_free(s->overlap_filter);
+    co_queue_destroy(&s->unpackers);
+    co_mutex_destroy(&s->large_window);
     co_mutex_destroy(&s->lock);
     co_mutex_destroy(&s->sync_lock);
 }

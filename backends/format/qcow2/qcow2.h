@@ -5,7 +5,8 @@
  * write takes new clusters, writes them, and only then links them into the L2 table. docs/qcow2.md says in
  * which order tables reach the file, and why a power cut leaves at worst leaked clusters.
  *
- * Lock order: sync_lock, lock. Functions named _locked are called with `lock` held; they may yield.
+ * Lock order: large_window alone; sync_lock, lock. Functions named _locked are called with `lock` held; they
+ * may yield.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -163,6 +164,7 @@ typedef struct Qcow2State {
     int64_t clean_interval_ns; /* 0: never */
     bool clean_paused;
 
+    CoMutex large_window; /* held while a zstd window larger than a cluster is in use */
     CoMutex sync_lock;
     CoMutex lock; /* guards all below but what is atomic */
     Qcow2Directory l1, reftable;
@@ -172,6 +174,8 @@ typedef struct Qcow2State {
     uint64_t free_hint;  /* no cluster below is free */
     uint64_t link_count; /* L2 entries set to new clusters, ever */
     Qcow2Busy *busy;
+    uint64_t unpacking; /* bytes of memory for compressed clusters that are being read */
+    CoQueue unpackers;  /* those that wait for some of it */
     uint8_t *overlap_filter;
     GPtrArray *snapshots;       /* Qcow2Snapshot, oldest first */
     Qcow2Extent snapshot_table; /* where they lie */
