@@ -20,6 +20,8 @@ from fileio import opened
 from qcow2 import NODE
 from system import KiB, MiB
 
+pytestmark = pytest.mark.faulty
+
 CLUSTER = 64 * KiB
 SIZE = 6 * MiB
 COPIED, COMPRESSED = 1 << 63, 1 << 62
