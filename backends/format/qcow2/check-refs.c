@@ -183,26 +183,43 @@ static int coroutine_fn count_l2_table(Qcow2Check *c, uint64_t table, uint32_t t
 
 /* ---- Bitmaps */
 
-static int coroutine_fn count_bitmap_table(Qcow2Check *c, uint64_t offset, uint64_t n)
+/* Thousands of bitmaps may be said to have one and the same table: that is not gone through each time. */
+static bool overlaps_others(const Qcow2Check *c, uint64_t offset, uint32_t n)
+{
+    uint32_t bits = c->s->cluster_bits;
+    return n && (qcow2_counts_get(&c->refs, offset >> bits) > 1 ||
+                 qcow2_counts_get(&c->refs, (offset + n * UINT64_C(8) - 1) >> bits) > 1);
+}
+
+static int coroutine_fn count_bitmap_table(Qcow2Check *c, uint64_t offset, uint32_t n)
 {
     g_autofree uint64_t *chunk = g_new(uint64_t, BITMAP_CHUNK);
     uint64_t in_cluster = (uint64_t)(c->s->cluster_size - 1);
-    if (offset & in_cluster || !count_bytes(c, offset, n * 8, 1)) {
+    if (offset & in_cluster || !count_bytes(c, offset, n * UINT64_C(8), 1)) {
         bad_entry(c, "the table of a bitmap at 0x%" PRIx64 " is not in the file", offset);
         return 0;
     }
-    for (uint64_t at = 0; at < n; at += BITMAP_CHUNK) {
-        uint64_t m = MIN(n - at, BITMAP_CHUNK);
-        int ret = block_child_co_pread(c->s->node->file, (int64_t)(offset + at * 8), (int64_t)m * 8, chunk);
+    if (overlaps_others(c, offset, n)) {
+        bad_entry(c, "the table of a bitmap at 0x%" PRIx64 " overlaps another table", offset);
+        return 0;
+    }
+    for (uint32_t at = 0, m; at < n; at += m) {
+        uint64_t place = offset + at * UINT64_C(8);
+        m = qcow2_check_empty_entries(c, place, n - at);
+        if (m) {
+            continue;
+        }
+        m = MIN(n - at, BITMAP_CHUNK);
+        int ret = block_child_co_pread(c->s->node->file, (int64_t)place, m * INT64_C(8), chunk);
         if (ret < 0) {
             return ret;
         }
-        for (uint64_t i = 0; i < m; i++) {
+        for (uint32_t i = 0; i < m; i++) {
             uint64_t entry = GUINT64_FROM_BE(chunk[i]), cluster = entry & QCOW2_ENTRY_OFFSET;
             bool wrong = entry & BITMAP_RESERVED || (cluster && (cluster & in_cluster || entry & 1));
             if (wrong || (cluster && !count_bytes(c, cluster, (uint64_t)c->s->cluster_size, 1))) {
                 bad_entry(
-                    c, "table of a bitmap at 0x%" PRIx64 ", entry %" PRIu64 ": 0x%" PRIx64 " is no cluster",
+                    c, "table of a bitmap at 0x%" PRIx64 ", entry %" PRIu32 ": 0x%" PRIx64 " is no cluster",
                     offset, at + i, entry);
             }
         }

@@ -151,8 +151,7 @@ void qcow2_check_find_l1s(Qcow2Check *c)
 typedef int coroutine_fn EachEntry(Qcow2Check *c, const Qcow2L1 *l1, uint32_t i, uint64_t entry,
                                    const Qcow2Visit *v);
 
-/* How many entries from there on lie in a hole of the file. */
-static uint32_t coroutine_fn empty_entries(Qcow2Check *c, uint64_t offset, uint32_t n)
+uint32_t coroutine_fn qcow2_check_empty_entries(Qcow2Check *c, uint64_t offset, uint32_t n)
 {
     int64_t pnum = 0;
     int status = block_child_co_block_status(c->s->node->file, (int64_t)offset, n * INT64_C(8), &pnum);
@@ -168,7 +167,7 @@ static int coroutine_fn each_entry(Qcow2Check *c, const Qcow2Visit *v, bool prog
         for (uint32_t at = 0, n; at < l1.n; at += n) {
             uint64_t offset = l1.offset + at * UINT64_C(8);
             int ret = 0;
-            n = empty_entries(c, offset, l1.n - at);
+            n = qcow2_check_empty_entries(c, offset, l1.n - at);
             c->l1_done += progress ? n : 0;
             if (n) {
                 continue;

@@ -96,6 +96,8 @@ void qcow2_check_find_l1s(Qcow2Check *c);
 int coroutine_fn qcow2_check_read_cluster(Qcow2Check *c, uint64_t offset, uint8_t *buf);
 /* Write a whole cluster. */
 int coroutine_fn qcow2_check_write_cluster(Qcow2Check *c, uint64_t offset, const uint8_t *buf);
+/* How many of n entries of 8 bytes from there on lie in a hole of the file. */
+uint32_t coroutine_fn qcow2_check_empty_entries(Qcow2Check *c, uint64_t offset, uint32_t n);
 typedef struct Qcow2Visit {
     /* An L1 entry; at: where in the file. NULL: not needed. */
     int coroutine_fn (*l1_entry)(Qcow2Check *c, const Qcow2L1 *l1, uint32_t i, uint64_t entry);
