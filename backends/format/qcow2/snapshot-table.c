@@ -85,7 +85,7 @@ Qcow2Snapshot *qcow2_snapshot_new(Qcow2State *s, const char *name, int64_t date_
     size_t n_id = strlen(id), n_name = strlen(name);
     size_t size = (ENTRY_FIXED + EXTRA_WRITTEN + n_id + n_name + 7) & ~(size_t)7;
     uint8_t *raw = g_malloc0(size);
-    qcow2_store64(raw, s->l1.offset);
+    qcow2_store64(raw, s->l1.n ? s->l1.offset : 0); /* of an empty table it may be anything */
     qcow2_store32(raw + 8, s->l1.n);
     store16(raw + 12, n_id);
     store16(raw + 14, n_name);
