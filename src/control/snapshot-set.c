@@ -11,6 +11,7 @@
 #include "control/snapshot-set.h"
 
 #include <errno.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "aio/thread-pool.h"
@@ -94,12 +95,38 @@ static JsonObject *file_options(const char *filename)
     return options;
 }
 
+/* The leaf that has the file open; NULL: none. Locks do not tell where they are off. */
+static const BlockNode *node_of_file(const SnapshotSet *set, const char *filename)
+{
+    const GPtrArray *nodes = block_graph_nodes(set->graph);
+    struct stat st, other;
+
+    if (stat(filename, &st) < 0) {
+        return NULL;
+    }
+    for (guint i = 0; i < nodes->len; i++) {
+        BlockNode *node = nodes->pdata[i];
+        g_autofree char *name = node->children->len == 0 ? block_node_filename(node) : NULL;
+
+        if (name && stat(name, &other) == 0 && other.st_dev == st.st_dev && other.st_ino == st.st_ino) {
+            return node;
+        }
+    }
+    return NULL;
+}
+
 static int coroutine_fn make_storage(SnapshotSet *set, const SnapshotOverlayFile *file, GError **errp)
 {
     g_autoptr(JsonObject) options = file_options(file->filename);
     g_autoptr(GError) error = NULL;
+    const BlockNode *user = node_of_file(set, file->filename);
     int ret;
 
+    if (user) {
+        return bg_error_set(errp, EBUSY,
+                            "'%s' cannot become an overlay: node '%s' of this graph uses the file",
+                            file->filename, user->name);
+    }
     json_object_set_int_member(options, "size", 0);
     ret = block_driver_co_create(set->graph, options, 0, &error);
     if (ret == 0) {

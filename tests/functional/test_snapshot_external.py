@@ -402,3 +402,20 @@ def test_beside_snapshots_inside(place):
         qcow2.check(place, image)
     qcow2.compare(place, images[-1], mirror)
     assert taken
+
+
+def test_an_image_of_the_graph_is_not_overwritten(place):
+    """Also where no lock would tell that it is in use."""
+    image = qcow2.create(place, "base.qcow2", "", 4 * MiB)
+    daemon = place.mount("[node base]\ndriver = qcow2\nfile.driver = file\nfile.locking = off\n"
+                         "file.filename = base.qcow2\n[export vm.img]\nnode = base\nwritable = on\n")
+    daemon.file("vm.img").write_bytes(b"kept")
+    os.link(image, place.path / "other-name")
+    with qmp.connect(daemon) as control:
+        for name in ("base.qcow2", "other-name"):
+            with pytest.raises(QmpError) as failure:
+                control("blockdev-snapshot-sync", device="base", snapshot_file=name)
+            assert "uses the file" in failure.value.desc
+    assert daemon.file("vm.img").read_bytes()[:4] == b"kept"
+    daemon.stop()
+    assert qcow2.content(place, image)[:4] == b"kept"

@@ -308,6 +308,27 @@ def test_raw_files_by_reflink(place):
         check_snapshots(place, image, {})
 
 
+@pytest.mark.limit(60)
+@pytest.mark.parametrize("length", (MiB, MiB + 512))
+def test_revert_of_a_raw_file(place, length):
+    """Longer and shorter meanwhile, and of a length that is none of whole blocks."""
+    with xfs(place) as directory:
+        mirror = random.Random(1).randbytes(length)
+        (directory / "disk.img").write_bytes(mirror)
+        daemon = place.mount("[node disk]\ndriver = raw\nfile.driver = file\nfile.filename = xfs/disk.img\n"
+                             "[export disk]\nnode = disk\nwritable = on\ngrowable = on\n")
+        daemon.file(".snap").joinpath("s").mkdir()
+        client = place.binary.with_name("blockgraph")
+        for other in (2 * MiB, 4096):
+            os.truncate(daemon.file("disk"), other)
+            with opened(daemon.file("disk")) as fd:
+                os.pwrite(fd, b"x" * 100, 0)
+            place.run(client, "snapshot", "revert", daemon.mountpoints[0], "s")
+            assert daemon.file("disk").read_bytes() == mirror
+        daemon.stop()
+        assert (directory / "disk.img").read_bytes() == mirror
+
+
 def test_raw_file_without_reflinks(place):
     tmpfs = place.directory("tmpfs")
     place.run("mount", "-t", "tmpfs", "tmpfs", tmpfs)

@@ -1,9 +1,11 @@
 /*
  * Snapshots of the driver file: reflinks in the directory IMAGE.snapshots beside the image.
  *
- *   create   NONE --O_TMPFILE, FICLONE, fsync--> PREPARED (has no name) --linkat, fsync of the directory-->
- * THERE delete   THERE --unlinkat, fsync of the directory--> NONE revert   the image becomes a reflink of the
- * snapshot; a cut in the middle leaves either content
+ *   create   NONE --O_TMPFILE, FICLONE, fsync--> PREPARED --linkat, fsync of the directory--> THERE
+ *   delete   THERE --unlinkat, fsync of the directory--> NONE
+ *
+ * To revert, the image is cut to the snapshot's length and made a reflink of it; a power cut in the middle
+ * can leave parts of both.
  *
  * All calls that may block run in worker threads.
  *
@@ -61,18 +63,20 @@ static void job_free(Job *job)
     g_free(job);
 }
 
-static int explain(BlockNode *node, const char *verb, const char *name, int ret, GError **errp)
+static int explain(BlockNode *node, BlockSnapshotAction action, const char *name, int ret, GError **errp)
 {
+    static const char *const verbs[] = {"taking", "deleting", "reverting to"};
     const FileState *s = node->opaque;
-    if (ret == -EOPNOTSUPP || ret == -EXDEV || ret == -ENOTTY || ret == -EINVAL) {
+    bool never = ret == -EOPNOTSUPP || ret == -EXDEV || ret == -ENOTTY;
+    if (never || (ret == -EINVAL && action == BLOCK_SNAPSHOT_CREATE)) {
         return bg_error_set(
             errp, EOPNOTSUPP,
             "node '%s': the file system of '%s' cannot share data between files (reflink), so "
             "that there are no snapshots",
             node->name, s->filename);
     }
-    return bg_error_set_errno(errp, -ret, "node '%s': %s snapshot '%s' of '%s'", node->name, verb, name,
-                              s->filename);
+    return bg_error_set_errno(errp, -ret, "node '%s': %s snapshot '%s' of '%s'", node->name, verbs[action],
+                              name, s->filename);
 }
 
 /* ---- In worker threads */
@@ -165,7 +169,8 @@ static int revert_in_thread(void *opaque)
 {
     Job *job = opaque;
     int fd = job->s->fd;
-    return ioctl(fd, FICLONE, job->fd) < 0 || ftruncate(fd, job->length) < 0 || fsync(fd) < 0 ? -errno : 0;
+    /* First the length: a clone whose end is not that of a block must be the end of both files. */
+    return ftruncate(fd, job->length) < 0 || ioctl(fd, FICLONE, job->fd) < 0 || fsync(fd) < 0 ? -errno : 0;
 }
 
 static void add_info(Job *job, const char *name)
@@ -238,7 +243,7 @@ static int coroutine_fn co_prepare(BlockNode *node, const BlockSnapshotChange *c
     int ret = thread_pool_co_run(create ? clone_in_thread : open_in_thread, job);
     if (ret < 0) {
         job_free(job);
-        return explain(node, create ? "taking" : "opening", change->name, ret, errp);
+        return explain(node, change->action, change->name, ret, errp);
     }
     *state = job;
     return 0;
@@ -246,17 +251,14 @@ static int coroutine_fn co_prepare(BlockNode *node, const BlockSnapshotChange *c
 
 static int coroutine_fn co_commit(BlockNode *node, void *state, GError **errp)
 {
-    static const struct {
-        ThreadPoolFunc *func;
-        const char *verb;
-    } commits[] = {
-        {link_in_thread, "taking"}, {unlink_in_thread, "deleting"}, {revert_in_thread, "reverting to"}};
+    static ThreadPoolFunc *const commits[] = {link_in_thread, unlink_in_thread, revert_in_thread};
     Job *job = state;
-    int ret = thread_pool_co_run(commits[job->action].func, job);
-    if (ret == 0 && job->action == BLOCK_SNAPSHOT_REVERT) {
-        atomic_store(&node->length, job->length);
+    int ret = thread_pool_co_run(commits[job->action], job);
+    if (job->action == BLOCK_SNAPSHOT_REVERT) { /* also where it failed half-way */
+        int64_t length = file_co_size(job->s);
+        atomic_store(&node->length, length >= 0 ? length : job->length);
     }
-    ret = ret < 0 ? explain(node, commits[job->action].verb, job->name, ret, errp) : 0;
+    ret = ret < 0 ? explain(node, job->action, job->name, ret, errp) : 0;
     job_free(job);
     return ret;
 }
@@ -282,7 +284,7 @@ static int coroutine_fn co_view_open(BlockNode *node, const char *name, void **v
     int ret = thread_pool_co_run(open_in_thread, job);
     if (ret < 0) {
         job_free(job);
-        return explain(node, "opening", name, ret, errp);
+        return bg_error_set_errno(errp, -ret, "node '%s': opening snapshot '%s'", node->name, name);
     }
     *view = job;
     *length = job->length;
