@@ -95,37 +95,61 @@ static JsonObject *file_options(const char *filename)
     return options;
 }
 
-/* The leaf that has the file open; NULL: none. Locks do not tell where they are off. */
-static const BlockNode *node_of_file(const SnapshotSet *set, const char *filename)
+/* Whether a file is one of those that the graph's leaves have open, asked in a worker thread: it may lie in a
+ * mount of ours. Locks do not tell where they are off. */
+typedef struct FileSearch {
+    const char *filename;
+    GPtrArray *names; /* of the leaves' files */
+    const char *found;
+} FileSearch;
+
+static int find_same_file(void *opaque)
 {
-    const GPtrArray *nodes = block_graph_nodes(set->graph);
+    FileSearch *search = opaque;
     struct stat st, other;
 
-    if (stat(filename, &st) < 0) {
-        return NULL;
+    if (stat(search->filename, &st) < 0) {
+        return 0;
     }
-    for (guint i = 0; i < nodes->len; i++) {
-        BlockNode *node = nodes->pdata[i];
-        g_autofree char *name = node->children->len == 0 ? block_node_filename(node) : NULL;
+    for (guint i = 0; i < search->names->len && !search->found; i++) {
+        const char *name = search->names->pdata[i];
 
-        if (name && stat(name, &other) == 0 && other.st_dev == st.st_dev && other.st_ino == st.st_ino) {
-            return node;
+        if (stat(name, &other) == 0 && other.st_dev == st.st_dev && other.st_ino == st.st_ino) {
+            search->found = name;
         }
     }
-    return NULL;
+    return 0;
+}
+
+static int coroutine_fn refuse_file_in_use(const SnapshotSet *set, const char *filename, GError **errp)
+{
+    const GPtrArray *nodes = block_graph_nodes(set->graph);
+    g_autoptr(GPtrArray) names = g_ptr_array_new_with_free_func(g_free);
+    FileSearch search = {.filename = filename, .names = names};
+
+    for (guint i = 0; i < nodes->len; i++) {
+        BlockNode *node = nodes->pdata[i];
+        char *name = node->children->len == 0 ? block_node_filename(node) : NULL;
+
+        if (name) {
+            g_ptr_array_add(names, name);
+        }
+    }
+    thread_pool_co_run(find_same_file, &search);
+    return search.found
+               ? bg_error_set(errp, EBUSY, "'%s' cannot become an overlay: this graph uses the file, as '%s'",
+                              filename, search.found)
+               : 0;
 }
 
 static int coroutine_fn make_storage(SnapshotSet *set, const SnapshotOverlayFile *file, GError **errp)
 {
     g_autoptr(JsonObject) options = file_options(file->filename);
     g_autoptr(GError) error = NULL;
-    const BlockNode *user = node_of_file(set, file->filename);
-    int ret;
+    int ret = refuse_file_in_use(set, file->filename, errp);
 
-    if (user) {
-        return bg_error_set(errp, EBUSY,
-                            "'%s' cannot become an overlay: node '%s' of this graph uses the file",
-                            file->filename, user->name);
+    if (ret < 0) {
+        return ret;
     }
     json_object_set_int_member(options, "size", 0);
     ret = block_driver_co_create(set->graph, options, 0, &error);

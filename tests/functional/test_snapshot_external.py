@@ -415,7 +415,7 @@ def test_an_image_of_the_graph_is_not_overwritten(place):
         for name in ("base.qcow2", "other-name"):
             with pytest.raises(QmpError) as failure:
                 control("blockdev-snapshot-sync", device="base", snapshot_file=name)
-            assert "uses the file" in failure.value.desc
+            assert "this graph uses the file" in failure.value.desc
     assert daemon.file("vm.img").read_bytes()[:4] == b"kept"
     daemon.stop()
     assert qcow2.content(place, image)[:4] == b"kept"
