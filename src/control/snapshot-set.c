@@ -146,17 +146,15 @@ static int coroutine_fn make_storage(SnapshotSet *set, const SnapshotOverlayFile
 {
     g_autoptr(JsonObject) options = file_options(file->filename);
     g_autoptr(GError) error = NULL;
-    int ret = refuse_file_in_use(set, file->filename, errp);
+    int ret;
 
-    if (ret < 0) {
-        return ret;
-    }
     json_object_set_int_member(options, "size", 0);
     ret = block_driver_co_create(set->graph, options, 0, &error);
     if (ret == 0) {
         g_ptr_array_add(set->files, g_strdup(file->filename));
     } else if (ret == -EEXIST && file->overwrite) {
-        ret = block_driver_co_create(set->graph, options, BLOCK_CREATE_OVERWRITE, errp);
+        ret = refuse_file_in_use(set, file->filename, errp);
+        ret = ret < 0 ? ret : block_driver_co_create(set->graph, options, BLOCK_CREATE_OVERWRITE, errp);
     } else {
         g_propagate_error(errp, g_steal_pointer(&error));
     }
