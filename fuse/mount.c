@@ -439,6 +439,7 @@ void fuse_mount_free(FuseMount *mount)
     g_free(mount->control);
     free(mount->queues);
     co_mutex_destroy(&mount->change_lock);
+    fuse_watch_destroy(mount);
     bg_mutex_destroy(&mount->lock);
     g_free(mount);
 }

@@ -42,6 +42,8 @@ typedef struct FdMonitorOps {
     void (*wait)(FdMonitor *m, int64_t timeout_ns);
     /* Run the callbacks of the events that the last wait() found. Returns whether there was any. */
     bool (*dispatch)(FdMonitor *m);
+    /* Whether wait(m, 0) would find events, without a system call; after flush(). NULL: cannot tell. */
+    bool (*ready)(FdMonitor *m);
     /* A descriptor that is readable when wait(m, 0) would find events. */
     int (*poll_fd)(FdMonitor *m);
     /* The own thread is about to end. */
@@ -100,6 +102,12 @@ struct AioContext {
     int event_fd;
     GHashTable *handlers; /* fd -> AioFdHandler; own thread */
 
+    /* Busy polling: see poll.c. All but the first: own thread. */
+    _Atomic int64_t poll_max_ns;
+    int64_t wait_started_ns; /* 0: this round does not wait */
+    int64_t polled_ns;       /* in all */
+    int poll_score;
+
     BgMutex timer_lock;                          /* innermost; not held while a callback runs */
     AioTimer **timers BG_GUARDED_BY(timer_lock); /* heap */
     int n_timers BG_GUARDED_BY(timer_lock);
@@ -131,5 +139,9 @@ bool aio_work_run_all(AioContext *ctx);
 void aio_work_discard(AioContext *ctx);
 
 bool aio_timers_run(AioContext *ctx);
+
+/* Before and after the wait of a round, around prepare_sleep and wake_up. timeout_ns: see ops->wait(). */
+void aio_poll_before_wait(AioContext *ctx, int64_t timeout_ns);
+void aio_poll_after_wait(AioContext *ctx);
 
 #endif /* BG_AIO_INTERNAL_H */

@@ -56,6 +56,14 @@ void aio_context_set_current(AioContext *ctx);
  */
 bool aio_context_run_once(AioContext *ctx, bool block);
 
+/*
+ * How long the loop looks for events before it sleeps, where its waits are short (poll.c), in ns; 0, as in
+ * the beginning: never. Has no effect on the epoll kind, nor in a GMainLoop. Any thread.
+ */
+void aio_context_set_poll_max(AioContext *ctx, int64_t ns);
+/* Time spent so, in ns. Own thread. */
+int64_t aio_context_polled_ns(const AioContext *ctx);
+
 /* Wake the loop so that it looks at its lists again; no syscall where it is awake. Any thread. */
 void aio_context_notify(AioContext *ctx);
 

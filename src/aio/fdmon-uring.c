@@ -376,6 +376,13 @@ static bool uring_flush(FdMonitor *m)
     return completions_ready(u) > 0;
 }
 
+static bool uring_ready(FdMonitor *m)
+{
+    FdMonitorUring *u = from_base(m);
+
+    return completions_ready(u) > 0 || needs_enter(u);
+}
+
 static int uring_poll_fd(FdMonitor *m)
 {
     return from_base(m)->ring.ring_fd;
@@ -415,6 +422,7 @@ static const FdMonitorOps uring_ops = {
     .flush = uring_flush,
     .wait = uring_wait,
     .dispatch = uring_dispatch,
+    .ready = uring_ready,
     .poll_fd = uring_poll_fd,
     .thread_exit = uring_thread_exit,
 };

@@ -37,6 +37,7 @@ static bool start_loop(IoThread *t)
 
     if (ctx) {
         aio_context_set_current(ctx);
+        aio_context_set_poll_max(ctx, IOTHREAD_POLL_DEFAULT_NS);
     }
     bg_mutex_lock(&t->lock);
     t->ctx = ctx;

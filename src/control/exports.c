@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "aio/iothread.h"
 #include "block/options.h"
 #include "util/error.h"
 #include "util/text.h"
@@ -247,12 +248,39 @@ bool exports_directory_allow_other(const GPtrArray *exports, bool mount_option, 
 
 /* ---- Objects */
 
-static bool read_object(const ConfigItem *item, GError **errp)
+IothreadSpec *iothread_spec_new(const char *id)
+{
+    IothreadSpec *spec = g_new0(IothreadSpec, 1);
+
+    spec->id = g_strdup(id);
+    spec->poll_max_ns = IOTHREAD_POLL_DEFAULT_NS;
+    return spec;
+}
+
+void iothread_spec_free(IothreadSpec *spec)
+{
+    g_free(spec->id);
+    g_free(spec);
+}
+
+static bool read_iothread(BlockOptions *opts, IothreadSpec *spec, GError **errp)
+{
+    static const BlockForeignOption foreign[] = {
+        {"poll-grow", "0"},
+        {"poll-shrink", "0"},
+        {"aio-max-batch", "0"},
+        {NULL, NULL},
+    };
+
+    return block_options_refuse_foreign(opts, foreign, errp) &&
+           block_options_get_uint64(opts, "poll-max-ns", 0, IOTHREAD_POLL_MAX_NS, &spec->poll_max_ns, errp) &&
+           block_options_finish(opts, errp);
+}
+
+/* Adds an iothread to specs. */
+static bool read_object(const ConfigItem *item, GPtrArray *specs, GError **errp)
 {
     static const char *const known[] = {"iothread", "throttle-group", "secret", NULL};
-    static const BlockForeignOption foreign[] = {
-        {"poll-max-ns", "0"}, {"poll-grow", "0"}, {"poll-shrink", "0"}, {"aio-max-batch", "0"}, {NULL, NULL},
-    };
     g_autoptr(BlockOptions) opts = block_options_new(item->what, "", item->options);
     g_autofree char *type = NULL;
     g_autofree char *id = NULL;
@@ -263,7 +291,10 @@ static bool read_object(const ConfigItem *item, GError **errp)
         return false;
     }
     if (strcmp(type, "iothread") == 0) {
-        return block_options_refuse_foreign(opts, foreign, errp) && block_options_finish(opts, errp);
+        IothreadSpec *spec = iothread_spec_new(item->name);
+
+        g_ptr_array_add(specs, spec);
+        return read_iothread(opts, spec, errp);
     }
     if (g_strv_contains(known, type)) {
         return block_options_error(opts, "qom-type", errp, ENOTSUP,
@@ -280,17 +311,16 @@ static bool read_object(const ConfigItem *item, GError **errp)
 
 GPtrArray *iothreads_read(const Config *config, GError **errp)
 {
-    g_autoptr(GPtrArray) ids = g_ptr_array_new();
+    g_autoptr(GPtrArray) specs = g_ptr_array_new_with_free_func((GDestroyNotify)iothread_spec_free);
     const GPtrArray *objects = config_objects(config);
 
     for (guint i = 0; i < objects->len; i++) {
         const ConfigItem *item = objects->pdata[i];
 
-        if (!read_object(item, errp)) {
+        if (!read_object(item, specs, errp)) {
             config_item_locate_error(item, errp);
             return NULL;
         }
-        g_ptr_array_add(ids, item->name);
     }
-    return g_steal_pointer(&ids);
+    return g_steal_pointer(&specs);
 }

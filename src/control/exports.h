@@ -33,7 +33,17 @@ typedef struct ExportSpec {
  */
 GPtrArray *exports_read(const Config *config, const GPtrArray *roots, GError **errp);
 
-/* The ids of the iothread objects, borrowed from config. Objects of other types are errors: NULL and *errp.
+/* A thread to be started. */
+typedef struct IothreadSpec {
+    char *id;
+    uint64_t poll_max_ns; /* see aio_context_set_poll_max() */
+} IothreadSpec;
+
+/* With the defaults. */
+IothreadSpec *iothread_spec_new(const char *id);
+void iothread_spec_free(IothreadSpec *spec);
+
+/* The iothread objects (IothreadSpec, owned by the array). Objects of other types are errors: NULL and *errp.
  */
 GPtrArray *iothreads_read(const Config *config, GError **errp);
 

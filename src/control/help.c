@@ -28,7 +28,7 @@ static const char help[] =
     "  --export EXPORT            export a node: type=fuse,id=...,node-name=...\n"
     "                             [,mountpoint=FILE][,writable=on|off][,growable=on|off]\n"
     "                             [,allow-other=on|off|auto][,iothread=ID]\n"
-    "  --object OBJECT            iothread,id=...: a thread that serves a queue\n"
+    "  --object OBJECT            iothread,id=ID[,poll-max-ns=NS]: a thread for a queue\n"
     "\n"
     "Control\n"
     "  --qmp unix:PATH            answer QMP commands on a socket at PATH, instead of one in\n"

@@ -46,14 +46,15 @@ static bool plan_iothreads(Plan *plan, GError **errp)
                      line->one_queue ? "-s" : "-o queues", named->len);
         return false;
     }
-    plan->iothreads = g_ptr_array_new_with_free_func(g_free);
-    for (unsigned i = 0; i < named->len; i++) {
-        g_ptr_array_add(plan->iothreads, g_strdup(named->pdata[i]));
+    if (named->len == 0 && asked == 0) {
+        asked = default_queues();
     }
-    asked = asked ? asked : default_queues();
-    for (unsigned i = 0; named->len == 0 && i < asked; i++) {
-        g_ptr_array_add(plan->iothreads, g_strdup_printf("queue%u", i));
+    for (unsigned i = named->len; i < asked; i++) {
+        g_autofree char *id = g_strdup_printf("queue%u", i);
+
+        g_ptr_array_add(named, iothread_spec_new(id));
     }
+    plan->iothreads = g_steal_pointer(&named);
     return true;
 }
 

@@ -12,7 +12,7 @@
 typedef struct Plan {
     const CommandLine *line;    /* borrowed; its nodes are in the order to open them in */
     GPtrArray *exports;         /* ExportSpec */
-    GPtrArray *iothreads;       /* char *: ids of the threads to start, at least one */
+    GPtrArray *iothreads;       /* IothreadSpec: at least one */
     FuseAllowOther allow_other; /* of the mounted directory */
     char *fsname;               /* the device in the list of mounts */
     char *notice;               /* what to tell the user once all is up; may be NULL */

@@ -174,12 +174,14 @@ static bool start_threads(Server *server, GError **errp)
 
     server->contexts = g_new0(AioContext *, plan->iothreads->len);
     for (guint i = 0; i < plan->iothreads->len; i++) {
-        IoThread *thread = iothread_new(plan->iothreads->pdata[i], plan->line->mount->event_loop, -1, errp);
+        const IothreadSpec *spec = plan->iothreads->pdata[i];
+        IoThread *thread = iothread_new(spec->id, plan->line->mount->event_loop, -1, errp);
 
         if (!thread) {
-            g_prefix_error(errp, "iothread '%s': ", (char *)plan->iothreads->pdata[i]);
+            g_prefix_error(errp, "iothread '%s': ", spec->id);
             return false;
         }
+        aio_context_set_poll_max(iothread_context(thread), (int64_t)spec->poll_max_ns);
         g_ptr_array_add(server->iothreads, thread);
         server->contexts[i] = iothread_context(thread);
     }
@@ -329,7 +331,7 @@ static FuseMountConfig mount_config(Server *server)
 static AioContext *const *find_context(const Server *server, const char *iothread)
 {
     for (guint i = 0; i < server->iothreads->len; i++) {
-        if (g_str_equal(server->plan->iothreads->pdata[i], iothread)) {
+        if (g_str_equal(((const IothreadSpec *)server->plan->iothreads->pdata[i])->id, iothread)) {
             return &server->contexts[i];
         }
     }

@@ -45,6 +45,16 @@
 #define bg_likely(x)   __builtin_expect(!!(x), 1)
 #define bg_unlikely(x) __builtin_expect(!!(x), 0)
 
+/* In each turn of a loop that waits for another CPU. */
+static inline void bg_cpu_relax(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield" ::: "memory");
+#endif
+}
+
 #define BG_CACHE_LINE    64
 #define BG_CACHE_ALIGNED __attribute__((aligned(BG_CACHE_LINE)))
 

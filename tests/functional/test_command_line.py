@@ -6,6 +6,7 @@ SPDX-License-Identifier: GPL-2.0-or-later
 import contextlib
 import json
 import os
+import pathlib
 import shutil
 import signal
 import socket
@@ -17,6 +18,7 @@ import pytest
 
 import harness
 import system
+from fileio import opened
 from harness import DISK
 from system import MiB
 
@@ -79,6 +81,25 @@ def test_iothreads_of_the_graph_serve_the_queues(place, source):
     names = threads(daemon)
     assert "one" in names and "two" in names
     assert not [name for name in names if name.startswith("queue")]
+
+
+def cpu_ticks(daemon):
+    fields = pathlib.Path(f"/proc/{daemon.pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()
+    return int(fields[11]) + int(fields[12])
+
+
+@pytest.mark.parametrize("poll", ["0", "1000000"])
+def test_an_idle_mount_uses_no_cpu(place, source, poll):
+    """Neither before the first request nor after a load that made the loop look for requests."""
+    mountpoint = place.directory()
+    daemon = place.start("--object", f"iothread,id=io,poll-max-ns={poll}", source, mountpoint, mountpoints=[mountpoint])
+    with opened(daemon.file("disk"), os.O_RDONLY) as fd:
+        for _ in range(2):
+            before = cpu_ticks(daemon)
+            time.sleep(1)
+            assert cpu_ticks(daemon) - before <= 2  # of 10 ms
+            for _ in range(2000):
+                os.pread(fd, 4096, 0)
 
 
 def test_options_after_and_between_operands(place, source):

@@ -248,6 +248,80 @@ static void free_in_use(AioContext *ctx)
     EXPECT_ABORT(unref_with_bh(ctx), "*'test' was freed with a bottom half*");
 }
 
+/* ---- Busy polling */
+
+/* One wait of the loop, for a timer in `ns`. Returns the time it spent looking. */
+static int64_t polled_in_wait(AioContext *ctx, AioTimer *timer, int64_t ns)
+{
+    int64_t before_ns = aio_context_polled_ns(ctx);
+
+    aio_timer_mod(timer, aio_clock_ns() + ns);
+    aio_context_run_once(ctx, true);
+    return aio_context_polled_ns(ctx) - before_ns;
+}
+
+static void poll_learns(AioContext *ctx)
+{
+    AioTimer timer;
+    int n = 0, turns = 0;
+    bool able = aio_test_backend() == AIO_BACKEND_URING && g_get_num_processors() > 1;
+
+    aio_timer_init(&timer, ctx, count, &n);
+    /* Off in the beginning. */
+    for (int i = 0; i < 10; i++) {
+        g_assert_cmpint(polled_in_wait(ctx, &timer, MSEC / 100), ==, 0);
+    }
+    aio_context_set_poll_max(ctx, 5 * MSEC);
+    while (polled_in_wait(ctx, &timer, MSEC / 100) == 0 && ++turns < 1000) {
+    }
+    g_assert_cmpint(turns < 1000, ==, able);
+    /* Long waits end it, whatever the score was. */
+    for (int i = 0; i < 3; i++) {
+        polled_in_wait(ctx, &timer, 20 * MSEC);
+    }
+    g_assert_cmpint(polled_in_wait(ctx, &timer, 20 * MSEC), ==, 0);
+    aio_timer_del(&timer);
+}
+
+static void poll_schedule(void *opaque)
+{
+    void **arguments = opaque;
+
+    aio_bh_schedule_oneshot(arguments[0], count, arguments[1]);
+}
+
+static void *poll_schedule_thread(void *opaque)
+{
+    g_usleep(2000);
+    poll_schedule(opaque);
+    return NULL;
+}
+
+/* Who hands over work to a loop that looks for it need not wake it: there is no system call. */
+static void poll_notify(AioContext *ctx)
+{
+    AioTimer timer;
+    int n = 0;
+    void *arguments[] = {ctx, &n};
+
+    aio_timer_init(&timer, ctx, count, &n);
+    aio_context_set_poll_max(ctx, 1000 * MSEC);
+    for (int i = 0; i < 10; i++) {
+        polled_in_wait(ctx, &timer, MSEC / 100);
+    }
+    bool polls = polled_in_wait(ctx, &timer, MSEC) > 0;
+
+    wakeups(ctx);
+    n = 0;
+    GThread *thread = g_thread_new("schedule", poll_schedule_thread, arguments);
+
+    RUN_UNTIL(ctx, n == 1);
+    g_thread_join(thread);
+    g_assert_cmpint(wakeups(ctx), ==, polls ? 0 : 1);
+    g_assert_true(polls == (aio_test_backend() == AIO_BACKEND_URING && g_get_num_processors() > 1));
+    aio_timer_del(&timer);
+}
+
 /* ---- Choice of the backend */
 
 /* What a container's seccomp profile does. */
@@ -319,6 +393,8 @@ int main(int argc, char **argv)
     aio_test_add_main("nested/main-loop", nested_in_main_loop);
     aio_test_add("nested/foreign-thread", foreign_thread);
     aio_test_add("nested/free-in-use", free_in_use);
+    aio_test_add("poll/learns", poll_learns);
+    aio_test_add("poll/notify", poll_notify);
     g_test_add_data_func("/backend/eperm", GINT_TO_POINTER(EPERM), backend_refused);
     g_test_add_data_func("/backend/enosys", GINT_TO_POINTER(ENOSYS), backend_refused);
     g_test_add_func("/iothread/bad-cpu", iothread_bad_cpu);
