@@ -72,8 +72,12 @@ def external(monitor, directory, number):
                                               "snapshot-node-name": f"o{number}", "format": "qcow2"})
 
 
-# Clusters of 4 KiB: as many tables as an image of 256 times the size has with the usual ones of 64 KiB.
-KINDS = {"internal": (internal, "64k"), "internal, clusters of 4 KiB": (internal, "4k"), "external": (external, "64k")}
+GIB = 1 << 30
+
+# How, clusters, length where it is not that of the load. An image of 64 GiB has 128 L2 tables of 64 KiB, one as long as
+# the load has one; clusters of 4 KiB make as many tables as 256 times the length does.
+KINDS = {"internal": (internal, "64k", 64 * GIB), "internal, one L2 table": (internal, "64k", None),
+         "internal, clusters of 4 KiB": (internal, "4k", None), "external": (external, "64k", None)}
 
 
 def latencies(log):
@@ -115,7 +119,7 @@ def run_round(make, fast, kind, size, work):
     monitor_path = work / "monitor.sock"
     monitor_path.unlink(missing_ok=True)
     image = fast.directory / "snapshot.qcow2"
-    subjects.make_qcow2(image, size, options=f"cluster_size={KINDS[kind][1]}")
+    subjects.make_qcow2(image, size, options=f"cluster_size={KINDS[kind][1]}", length=KINDS[kind][2])
     node = {"node-name": "n", **subjects.qcow2_blockdev(image, fast.direct, 0)}
     try:
         with make(json.dumps(node), monitor_path) as subject:

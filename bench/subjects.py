@@ -144,11 +144,15 @@ CHAIN = 8  # backings below the image
 CLUSTER = 64 << 10
 
 
-def make_qcow2(path, size, level=None, options="cluster_size=64k"):
-    """All clusters allocated; of a chain's level, those that are this level's share."""
+def make_qcow2(path, size, level=None, options="cluster_size=64k", length=None):
+    """All clusters allocated, up to `size`; of a chain's level, those that are this level's share.
+
+    An image longer than that has all of its tables, and nothing in the rest of the clusters.
+    """
     backing = ["-u", "-b", f"{path}.{level + 1}", "-F", "qcow2"] if level is not None and level < CHAIN else []
     here = f"{path}.{level}" if level else path
-    run("qemu-img", "create", "-q", "-f", "qcow2", "-o", options, *backing, here, str(size))
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-o", options, *(["-o", "preallocation=metadata"] if length else []),
+        *backing, here, str(length or size))
     offsets = range(0, size, CLUSTER) if level is None else \
         range(level * CLUSTER, size, (CHAIN + 1) * CLUSTER)
     commands = [f"write -q -P {1 + offset // CLUSTER % 255} {offset} {CLUSTER}" for offset in offsets]

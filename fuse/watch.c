@@ -92,12 +92,12 @@ static void window_begin(FuseQueue *queue, int64_t now)
     load->batches = load->empty = load->full = 0;
 }
 
-static void trial_begin(FuseMount *mount, int64_t now, double rate) BG_REQUIRES(mount->watch.lock)
+static void trial_begin(FuseQueue *queue, int64_t now, double rate) BG_REQUIRES(queue->mount->watch.lock)
 {
-    FuseWatch *watch = &mount->watch;
-    if (now >= watch->next_trial && add_watcher(mount)) {
+    FuseWatch *watch = &queue->mount->watch;
+    if (now >= watch->next_trial && add_watcher(queue->mount)) {
         watch->trial_start = now;
-        watch->trial_requests = total_requests(mount);
+        watch->trial_requests = total_requests(queue->mount);
         watch->rate_before = rate;
     }
 }
@@ -120,17 +120,18 @@ static void trial_end(FuseQueue *queue, int64_t now) BG_REQUIRES(queue->mount->w
 /* What a window of `wall` ns that ends now says. */
 static void judge(FuseQueue *queue, int64_t now, int64_t wall) BG_REQUIRES(queue->mount->watch.lock)
 {
-    FuseMount *mount = queue->mount;
+    FuseWatch *watch = &queue->mount->watch;
     FuseWatchLoad *load = &queue->load;
     int64_t busy = (worked_ns(queue) - load->window_cpu) * 100 / wall;
     bool in_vain = load->empty > load->batches / 2;
-    if (mount->watch.trial_start != 0) {
-        bool on_trial = queue->index + 1 == atomic_load(&mount->watch.watchers);
-        if (on_trial && now - mount->watch.trial_start >= TRIAL_NS) {
+    if (watch->trial_start != 0) {
+        bool on_trial = queue->index + 1 == atomic_load(&watch->watchers);
+        if (on_trial && now - watch->trial_start >= TRIAL_NS) {
             trial_end(queue, now);
         }
     } else if (busy >= BUSY_PERCENT && load->full > load->batches / 2) {
-        trial_begin(mount, now, (double)(total_requests(mount) - load->window_requests) / (double)wall);
+        uint64_t requests = total_requests(queue->mount) - load->window_requests;
+        trial_begin(queue, now, (double)requests / (double)wall);
     } else if (busy < IDLE_PERCENT || in_vain) {
         leave(queue);
     }

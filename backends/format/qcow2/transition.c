@@ -14,11 +14,11 @@
  * A cut before the header's write leaves the old tables, with nothing or leaked clusters beside them; a cut
  * after it leaves the new ones.
  *
- *   the new L1 table comes from   the current one (create, delete), or that of the snapshot (revert)
- *   references, create            + all of the current tree: once more by the snapshot, which keeps the old
- * L1 delete            - all of the snapshot's tree, and its L1 table revert            + all of the
- * snapshot's tree, - all of the current one, and its L1 table always            - old refcount table and
- * blocks, old snapshot table
+ *   the new L1 table  comes from the current one (create, delete), or that of the snapshot (revert)
+ *   references        create: + all of the current tree, once more by the snapshot, which keeps the old L1
+ *                     delete: - all of the snapshot's tree, and its L1 table
+ *                     revert: + all of the snapshot's tree, - all of the current one, and its L1 table
+ *                     always: - old refcount table and blocks, old snapshot table
  *
  * An L2 table whose COPIED flags become wrong, or that is shared and would have to change, is copied.
  *
