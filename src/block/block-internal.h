@@ -25,16 +25,25 @@ struct BlockGraph {
     _Atomic int drain_waiting; /* coroutines that wait for counters to fall to 0 */
 
     /* -- main thread */
-    GHashTable *by_name; /* name -> BlockNode, borrowed; NULL while it opens */
-    GPtrArray *nodes;    /* in order of creation, borrowed */
-    GPtrArray *backends; /* in order of creation, borrowed */
-    GPtrArray *sections; /* active BlockDrain */
+    GHashTable *by_name;   /* name -> BlockNode, borrowed; NULL while it opens */
+    GPtrArray *nodes;      /* in order of creation, borrowed */
+    GPtrArray *backends;   /* in order of creation, borrowed */
+    GPtrArray *sections;   /* active BlockDrain */
+    GHashTable *secrets;   /* id -> char * */
+    GHashTable *tls_creds; /* id -> BlockTlsCreds * */
+    GPtrArray *homes;      /* AioContext, referenced */
+    unsigned next_home;    /* index */
     unsigned next_auto_name;
-    unsigned closing;      /* nodes that are closing, or are about to */
-    CoQueue closed;        /* for closing == 0 */
-    CoMutex snapshot_lock; /* changes of snapshots, one at a time; held across drained sections */
-    int visit;             /* mark of the graph walk under way */
+    GPtrArray *closing_nodes; /* those that run their flush and co_close, borrowed */
+    unsigned closing;         /* nodes that are closing, or are about to */
+    CoQueue closed;           /* for closing == 0 */
+    CoMutex snapshot_lock;    /* changes of snapshots, one at a time; held across drained sections */
+    int visit;                /* mark of the graph walk under way */
 };
+
+/* secret.c */
+void block_graph_secrets_new(BlockGraph *graph);
+void block_graph_secrets_free(BlockGraph *graph);
 
 /* The snapshot that a backend reads instead of its root's current content. */
 typedef struct BlockView {

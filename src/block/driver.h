@@ -107,11 +107,18 @@ struct BlockDriver {
     void (*drain_end)(BlockNode *node);
 
     /*
-     * Move fds, timers and bottom halves: detach in (or for) the old context, attach to the new. Main thread;
-     * the node is drained. Only for drivers that set node->aio_context.
+     * Move fds, timers and bottom halves out of the old context, then into the new one. Each in the thread of
+     * the context in question, coroutine; the node is drained. Only for drivers that set node->aio_context
+     * (block_graph_assign_home()).
      */
-    void (*detach_aio_context)(BlockNode *node);
-    void (*attach_aio_context)(BlockNode *node, AioContext *ctx);
+    void coroutine_fn (*co_detach_aio_context)(BlockNode *node);
+    void coroutine_fn (*co_attach_aio_context)(BlockNode *node, AioContext *ctx);
+
+    /*
+     * The daemon is to end: requests that wait for a server do so for at most their deadline from now on.
+     * Main thread; must not block or yield. NULL: no request waits for longer than that anyway.
+     */
+    void (*limit_waits)(BlockNode *node);
 
     /*
      * Permissions the node needs on `child`, given what its own parents hold and share. NULL: the default for

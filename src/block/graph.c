@@ -22,6 +22,9 @@ BlockGraph *block_graph_new(AioContext *main_context)
     graph->nodes = g_ptr_array_new();
     graph->backends = g_ptr_array_new();
     graph->sections = g_ptr_array_new();
+    block_graph_secrets_new(graph);
+    graph->closing_nodes = g_ptr_array_new();
+    graph->homes = g_ptr_array_new_with_free_func((GDestroyNotify)aio_context_unref);
     bg_mutex_init(&graph->drain_lock);
     co_queue_init(&graph->closed);
     co_mutex_init(&graph->snapshot_lock);
@@ -74,6 +77,9 @@ void block_graph_free(BlockGraph *graph)
     g_ptr_array_unref(graph->nodes);
     g_ptr_array_unref(graph->backends);
     g_ptr_array_unref(graph->sections);
+    block_graph_secrets_free(graph);
+    g_ptr_array_unref(graph->closing_nodes);
+    g_ptr_array_unref(graph->homes);
     error_log_free(graph->errors);
     bg_mutex_destroy(&graph->drain_lock);
     co_queue_destroy(&graph->closed);
@@ -85,6 +91,49 @@ void block_graph_free(BlockGraph *graph)
 AioContext *block_graph_main_context(const BlockGraph *graph)
 {
     return graph->main_context;
+}
+
+void block_graph_set_homes(BlockGraph *graph, AioContext *const *contexts, unsigned n)
+{
+    bg_assert_main_thread();
+    g_ptr_array_set_size(graph->homes, 0);
+    for (unsigned i = 0; i < n; i++) {
+        g_ptr_array_add(graph->homes, aio_context_ref(contexts[i]));
+    }
+}
+
+unsigned block_graph_n_homes(const BlockGraph *graph)
+{
+    return graph->homes->len;
+}
+
+AioContext *block_graph_home(const BlockGraph *graph, unsigned i)
+{
+    return graph->homes->pdata[i];
+}
+
+AioContext *block_graph_assign_home(BlockGraph *graph)
+{
+    bg_assert_main_thread();
+    return graph->homes->len ? graph->homes->pdata[graph->next_home++ % graph->homes->len]
+                             : graph->main_context;
+}
+
+static void limit_waits(const GPtrArray *nodes)
+{
+    for (guint i = 0; i < nodes->len; i++) {
+        BlockNode *node = nodes->pdata[i];
+        if (node->driver->limit_waits) {
+            node->driver->limit_waits(node);
+        }
+    }
+}
+
+void block_graph_limit_waits(BlockGraph *graph)
+{
+    bg_assert_main_thread();
+    limit_waits(graph->nodes);
+    limit_waits(graph->closing_nodes);
 }
 
 static int no_such_node(BlockGraph *graph, const char *name, GError **errp)

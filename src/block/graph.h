@@ -17,6 +17,19 @@ void coroutine_fn block_graph_co_close(BlockGraph *graph);
 void block_graph_free(BlockGraph *graph);
 AioContext *block_graph_main_context(const BlockGraph *graph);
 
+/*
+ * The contexts that nodes whose driver is bound to one thread may live in (n of them, which outlive the
+ * graph's nodes); none: the main one. Main thread, before nodes are opened.
+ */
+void block_graph_set_homes(BlockGraph *graph, AioContext *const *contexts, unsigned n);
+unsigned block_graph_n_homes(const BlockGraph *graph);
+AioContext *block_graph_home(const BlockGraph *graph, unsigned i);
+/* For co_open of such a driver: the next one in turn. Main thread. */
+AioContext *block_graph_assign_home(BlockGraph *graph);
+
+/* BlockDriver.limit_waits of all nodes. Main thread. */
+void block_graph_limit_waits(BlockGraph *graph);
+
 /* Node by name; NULL and, where errp is given, a message with the nearest name. Main thread. Borrowed. */
 BlockNode *block_graph_find(BlockGraph *graph, const char *name, GError **errp);
 /* All nodes in order of creation: BlockNode*, borrowed; valid until the graph changes. Main thread. */

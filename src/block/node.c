@@ -332,6 +332,7 @@ static void coroutine_fn node_co_close(BlockNode *node)
     g_assert(node->parents->len == 0);
     graph->closing++;
     leave_graph(node);
+    g_ptr_array_add(graph->closing_nodes, node);
     block_drain_co_quiet_for_close(node);
     if (!node->read_only) {
         node_co_flush(node); /* an error is in the log; nobody is left to hear of it */
@@ -340,6 +341,7 @@ static void coroutine_fn node_co_close(BlockNode *node)
         node->driver->co_close(node);
     }
     detach_children(node);
+    g_ptr_array_remove(graph->closing_nodes, node);
     node_free(node);
     block_graph_closing_done(graph);
 }
@@ -392,14 +394,17 @@ int coroutine_fn block_node_co_set_aio_context(BlockNode *node, AioContext *ctx,
 {
     bg_assert_main_thread();
     const BlockDriver *driver = node->driver;
-    if (!driver->detach_aio_context || !driver->attach_aio_context) {
+    if (!node->aio_context || !driver->co_detach_aio_context || !driver->co_attach_aio_context) {
         return bg_error_set(errp, ENOTSUP, "node '%s': driver '%s' works in every thread and has no home",
                             node->name, driver->name);
     }
     BlockDrain *section = block_drain_co_begin(node);
-    driver->detach_aio_context(node);
+    aio_co_reschedule_self(node->aio_context);
+    driver->co_detach_aio_context(node);
+    aio_co_reschedule_self(ctx);
+    driver->co_attach_aio_context(node, ctx);
+    aio_co_reschedule_self(block_graph_main_context(node->graph));
     node->aio_context = ctx;
-    driver->attach_aio_context(node, ctx);
     block_drain_end(section);
     return 0;
 }

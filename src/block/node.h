@@ -130,9 +130,9 @@ void coroutine_fn block_child_co_detach(BlockChild *child);
 int coroutine_fn block_node_co_replace(BlockNode *from, BlockNode *to, GError **errp);
 
 /*
- * Move the node's home to ctx, under I/O: drains it, calls detach_aio_context and attach_aio_context, ends
- * the section. Nodes whose driver works in any thread move only in name (-ENOTSUP if the driver has neither
- * callback). Main thread, coroutine.
+ * Move the node's home to ctx, under I/O: drains it, calls co_detach_aio_context and co_attach_aio_context,
+ * ends the section. Nodes whose driver works in any thread move only in name (-ENOTSUP if the driver has
+ * neither callback). Main thread, coroutine.
  */
 int coroutine_fn block_node_co_set_aio_context(BlockNode *node, AioContext *ctx, GError **errp);
 

@@ -20,6 +20,7 @@ const char *block_op_name(BlockOp op)
         [BLOCK_OP_COPY_RANGE] = "copy-range",
         [BLOCK_OP_OPEN] = "open",
         [BLOCK_OP_SNAPSHOT] = "snapshot",
+        [BLOCK_OP_CONNECT] = "connect",
     };
     g_assert((unsigned)op < BLOCK_OP__MAX);
     return names[op];

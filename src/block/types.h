@@ -128,8 +128,9 @@ typedef enum BlockOp {
     BLOCK_OP_BLOCK_STATUS,
     BLOCK_OP_TRUNCATE,
     BLOCK_OP_COPY_RANGE,
-    BLOCK_OP_OPEN, /* errors only, as the next */
+    BLOCK_OP_OPEN, /* errors only, as the next two */
     BLOCK_OP_SNAPSHOT,
+    BLOCK_OP_CONNECT, /* to a server */
     BLOCK_OP__MAX,
 } BlockOp;
 

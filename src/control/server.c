@@ -136,8 +136,12 @@ void server_stop(Server *server)
     if (server->state == SERVER_RUNNING) {
         bg_log(BG_LOG_INFO, "stopping: waiting for requests, flushing");
         server->state = SERVER_STOPPING;
+        block_graph_limit_waits(server->graph);
         start_cleaner(server);
     } else {
+        if (server->graph) {
+            block_graph_limit_waits(server->graph);
+        }
         bg_log(BG_LOG_WARNING, "already stopping: waiting for requests and flushes to end");
     }
 }
@@ -274,6 +278,7 @@ static bool make_exports(Server *server, GError **errp)
 static bool open_graph(Server *server, GError **errp)
 {
     server->graph = block_graph_new(server->ctx);
+    block_graph_set_homes(server->graph, server->contexts, server->iothreads->len);
     return open_nodes(server, errp) && make_exports(server, errp);
 }
 

@@ -434,21 +434,20 @@ static int coroutine_fn home_open(BlockNode *node, BlockOptions *opts, GError **
     return ret;
 }
 
-static void home_detach(BlockNode *node)
+static void coroutine_fn home_detach(BlockNode *node)
 {
     TestMem *mem = test_mem(node);
-    bg_assert_main_thread();
-    g_assert_nonnull(mem->home);
+    g_assert_true(aio_context_current() == mem->home);
     g_assert_cmpint(atomic_load(&node->in_flight), ==, 0);
     g_assert_cmpuint(atomic_load(&mem->d.active), ==, 0);
     mem->home = NULL;
     atomic_fetch_add(&mem->detaches, 1);
 }
 
-static void home_attach(BlockNode *node, AioContext *ctx)
+static void coroutine_fn home_attach(BlockNode *node, AioContext *ctx)
 {
     TestMem *mem = test_mem(node);
-    bg_assert_main_thread();
+    g_assert_true(aio_context_current() == ctx);
     g_assert_null(mem->home);
     g_assert_cmpuint(atomic_load(&mem->d.active), ==, 0);
     mem->home = ctx;
@@ -472,7 +471,7 @@ const BlockDriver test_mem_driver = {
 const BlockDriver test_home_driver = {
     .name = "test-home",
     .co_open = home_open,
-    .detach_aio_context = home_detach,
-    .attach_aio_context = home_attach,
+    .co_detach_aio_context = home_detach,
+    .co_attach_aio_context = home_attach,
     TEST_MEM_CALLBACKS,
 };

@@ -1,0 +1,453 @@
+/*
+ * RemoteLink: one connection, its attempts, and the requests that wait for it.
+ *
+ *   state      | means                              | left by
+ *   -----------+------------------------------------+--------------------------------------------------------
+ *   CLOSED     | not opened, or closed              | open -> CONNECTING
+ *   CONNECTING | an attempt runs (link->attempt)    | success -> CONNECTED, failure -> BACKOFF or RESTING,
+ *              |                                    | another resource -> CHANGED, close -> CLOSED
+ *   CONNECTED  | requests are sent                  | loss -> BACKOFF or RESTING, another resource ->
+ * CHANGED, |                                    | close -> CLOSED BACKOFF    | timer `retry` runs | timer ->
+ * CONNECTING, drained section -> RESTING, |                                    | close -> CLOSED RESTING    |
+ * lost, in a drained section or on   | a request, or the section's end -> BACKOFF, close -> CLOSED | its way
+ * to another thread          | CHANGED    | every request fails with -ESTALE   | close -> CLOSED
+ *
+ * Attempts go on for as long as the link is down, whether somebody waits or not, but in a drained section:
+ * there only while requests wait. An attempt counts in the node's in_flight, so that a section waits for its
+ * end, which begins with a disconnect.
+ *
+ * All of it runs in the thread of link->ctx; other threads send bottom halves there.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#include "config.h"
+
+#include <errno.h>
+
+#include "backends/protocol/remote/remote-internal.h"
+#include "util/error.h"
+#include "util/log.h"
+
+#define NS_PER_S       INT64_C(1000000000)
+#define BACKOFF_MIN_NS (NS_PER_S / 10) /* of the first attempt; twice as long for each one after */
+#define BACKOFF_MAX_NS (8 * NS_PER_S)
+
+/* A request that waits for the link to change its state. */
+typedef struct RemoteWaiter {
+    Coroutine *co;
+    AioTimer timer;
+    bool woken;
+} RemoteWaiter;
+
+static void set_state(RemoteLink *link, RemoteLinkState state)
+{
+    static const uint8_t allowed[] = {
+        [REMOTE_LINK_CLOSED] = 1 << REMOTE_LINK_CONNECTING,
+        [REMOTE_LINK_CONNECTING] = 1 << REMOTE_LINK_CONNECTED | 1 << REMOTE_LINK_BACKOFF |
+                                   1 << REMOTE_LINK_RESTING | 1 << REMOTE_LINK_CHANGED |
+                                   1 << REMOTE_LINK_CLOSED,
+        [REMOTE_LINK_CONNECTED] = 1 << REMOTE_LINK_BACKOFF | 1 << REMOTE_LINK_RESTING |
+                                  1 << REMOTE_LINK_CHANGED | 1 << REMOTE_LINK_CLOSED,
+        [REMOTE_LINK_BACKOFF] =
+            1 << REMOTE_LINK_CONNECTING | 1 << REMOTE_LINK_RESTING | 1 << REMOTE_LINK_CLOSED,
+        [REMOTE_LINK_RESTING] = 1 << REMOTE_LINK_BACKOFF | 1 << REMOTE_LINK_CLOSED,
+        [REMOTE_LINK_CHANGED] = 1 << REMOTE_LINK_CLOSED,
+    };
+
+    if (bg_unlikely(!(allowed[link->state] & 1 << state))) {
+        bg_fatal("internal error: node '%s': a connection went from state %d to %d", link->remote->node->name,
+                 link->state, state);
+    }
+    link->state = state;
+}
+
+/* ---- Waiting */
+
+static void wake(RemoteWaiter *waiter)
+{
+    if (!waiter->woken) {
+        waiter->woken = true;
+        aio_co_wake(waiter->co);
+    }
+}
+
+static void wake_all(RemoteLink *link)
+{
+    for (GList *l = link->waiters.head; l; l = l->next) {
+        wake(l->data);
+    }
+}
+
+static void waiter_timeout(void *opaque)
+{
+    wake(opaque);
+}
+
+/* Until the state changes, or `until_ns`. */
+static void coroutine_fn co_wait(RemoteLink *link, int64_t until_ns)
+{
+    RemoteWaiter waiter = {.co = coroutine_self()};
+    GList entry = {.data = &waiter};
+
+    aio_timer_init(&waiter.timer, link->ctx, waiter_timeout, &waiter);
+    if (until_ns != INT64_MAX) {
+        aio_timer_mod(&waiter.timer, until_ns);
+    }
+    g_queue_push_tail_link(&link->waiters, &entry);
+    coroutine_yield();
+    g_queue_unlink(&link->waiters, &entry);
+    aio_timer_del(&waiter.timer);
+}
+
+/* ---- Attempts */
+
+/* With jitter, so that the clients of a server that comes back do not all come at once. */
+static int64_t backoff_ns(const RemoteLink *link)
+{
+    int64_t ns = MIN(BACKOFF_MIN_NS << MIN(link->attempts, 16), BACKOFF_MAX_NS);
+
+    return ns / 2 + (int64_t)((double)ns * g_random_double() / 2);
+}
+
+/* The link is down: plan an attempt, unless it is to be quiet. */
+static void go_down(RemoteLink *link)
+{
+    if (link->quiet && g_queue_is_empty(&link->waiters)) {
+        set_state(link, REMOTE_LINK_RESTING);
+    } else {
+        set_state(link, REMOTE_LINK_BACKOFF);
+        aio_timer_mod(&link->retry, aio_clock_ns() + backoff_ns(link));
+    }
+}
+
+static void deadline_passed(void *opaque)
+{
+    RemoteLink *link = opaque;
+
+    link->timed_out = true;
+    link->ops->disconnect(link);
+}
+
+static int coroutine_fn co_connect(RemoteLink *link, GError **errp)
+{
+    Remote *remote = link->remote;
+
+    link->attempts++;
+    link->timed_out = false;
+    if (remote->options.timeout_ns) {
+        aio_timer_mod(&link->deadline, aio_clock_ns() + remote->options.timeout_ns);
+    }
+    int ret = link->ops->co_connect(link, link->was_connected, errp);
+
+    aio_timer_del(&link->deadline);
+    if (ret < 0 && link->timed_out) {
+        g_clear_error(errp);
+        return bg_error_set(errp, ETIMEDOUT, "no answer within %" G_GINT64_FORMAT " s",
+                            remote->options.timeout_ns / NS_PER_S);
+    }
+    if (ret == 0) {
+        link->attempts = 0;
+        link->was_connected = true;
+    }
+    return ret;
+}
+
+static void count_up(RemoteLink *link)
+{
+    if (link->is_down) {
+        link->is_down = false;
+        remote_link_up(link->remote);
+    }
+}
+
+static void coroutine_fn co_attempt(void *opaque)
+{
+    RemoteLink *link = opaque;
+    BlockNode *node = link->remote->node;
+    g_autoptr(GError) err = NULL;
+    int ret = co_connect(link, &err);
+
+    link->attempt = NULL;
+    if (ret == 0) {
+        set_state(link, REMOTE_LINK_CONNECTED);
+        count_up(link);
+    } else if (ret == -ESTALE) {
+        set_state(link, REMOTE_LINK_CHANGED);
+        bg_log(BG_LOG_ERROR, "node '%s': %s: %s", node->name, link->remote->where, err->message);
+        block_graph_log_error(node->graph, node->name, BLOCK_OP_CONNECT, -1, 0, ESTALE, err->message);
+    } else {
+        go_down(link);
+    }
+    wake_all(link);
+    block_node_dec_in_flight(node);
+}
+
+static void retry_now(void *opaque)
+{
+    RemoteLink *link = opaque;
+
+    set_state(link, REMOTE_LINK_CONNECTING);
+    block_node_inc_in_flight(link->remote->node);
+    link->attempt = coroutine_create(co_attempt, link);
+    aio_co_enter(link->ctx, link->attempt);
+}
+
+/* ---- The daemon's end */
+
+static void limit_passed(void *opaque)
+{
+    RemoteLink *link = opaque;
+
+    wake_all(link);
+    if (link->running) {
+        remote_link_lost(link, ETIMEDOUT, "no answer, and the daemon is to end");
+    }
+}
+
+static void limit_bh(void *opaque)
+{
+    RemoteLink *link = opaque;
+
+    aio_timer_mod(&link->limit, remote_limit_waits(link->remote));
+    block_node_dec_in_flight(link->remote->node);
+}
+
+void remote_link_limit_waits(RemoteLink *link)
+{
+    if (!link->closing) {
+        block_node_inc_in_flight(link->remote->node);
+        aio_bh_schedule_oneshot(link->ctx, limit_bh, link);
+    }
+}
+
+/* ---- Opening and closing */
+
+void remote_link_init(RemoteLink *link, Remote *remote, const RemoteLinkOps *ops, void *opaque,
+                      AioContext *ctx)
+{
+    *link = (RemoteLink){.remote = remote, .ops = ops, .opaque = opaque, .ctx = ctx};
+    g_queue_init(&link->waiters);
+    aio_timer_init(&link->retry, ctx, retry_now, link);
+    aio_timer_init(&link->deadline, ctx, deadline_passed, link);
+    aio_timer_init(&link->limit, ctx, limit_passed, link);
+}
+
+int coroutine_fn remote_link_co_open(RemoteLink *link, int64_t patience_ns, GError **errp)
+{
+    int64_t until_ns = aio_clock_ns() + patience_ns;
+    AioContext *main_context = aio_context_current();
+    g_autoptr(GError) err = NULL;
+
+    aio_co_reschedule_self(link->ctx);
+    set_state(link, REMOTE_LINK_CONNECTING);
+    int ret = co_connect(link, &err);
+
+    while (ret < 0 && ret != -ESTALE && aio_clock_ns() < until_ns) {
+        aio_co_sleep_ns(MIN(backoff_ns(link), NS_PER_S));
+        g_clear_error(&err);
+        ret = co_connect(link, &err);
+    }
+    set_state(link, ret == 0 ? REMOTE_LINK_CONNECTED : REMOTE_LINK_CLOSED);
+    aio_co_reschedule_self(main_context);
+    if (ret < 0) {
+        return bg_error_set(errp, -ret, "node '%s': %s: %s", link->remote->node->name, link->remote->where,
+                            err->message);
+    }
+    return 0;
+}
+
+/* End an attempt under way, in the link's thread. */
+static void coroutine_fn co_stop_attempts(RemoteLink *link)
+{
+    aio_timer_del(&link->retry);
+    while (link->attempt) {
+        link->ops->disconnect(link);
+        co_wait(link, INT64_MAX);
+    }
+    aio_timer_del(&link->retry);
+}
+
+void coroutine_fn remote_link_co_close(RemoteLink *link)
+{
+    AioContext *main_context = aio_context_current();
+
+    link->closing = true;
+    aio_co_reschedule_self(link->ctx);
+    co_stop_attempts(link);
+    link->ops->disconnect(link);
+    aio_timer_del(&link->limit);
+    if (link->state != REMOTE_LINK_CLOSED) {
+        set_state(link, REMOTE_LINK_CLOSED);
+    }
+    aio_co_reschedule_self(main_context);
+}
+
+/* ---- Requests */
+
+static void request_timeout(void *opaque)
+{
+    RemoteLink *link = opaque;
+    g_autofree char *cause = g_strdup_printf("no answer within %" G_GINT64_FORMAT " s",
+                                             link->remote->options.timeout_ns / NS_PER_S);
+
+    remote_link_lost(link, ETIMEDOUT, cause);
+}
+
+/* 0: connected. */
+static int coroutine_fn co_wait_connected(RemoteLink *link)
+{
+    while (link->state != REMOTE_LINK_CONNECTED) {
+        if (link->state == REMOTE_LINK_CHANGED) {
+            return -ESTALE;
+        }
+        int64_t until_ns = remote_wait_until(link->remote);
+
+        if (aio_clock_ns() >= until_ns) {
+            return -EIO;
+        }
+        if (link->state == REMOTE_LINK_RESTING) {
+            set_state(link, REMOTE_LINK_BACKOFF);
+            aio_timer_mod(&link->retry, aio_clock_ns());
+        }
+        co_wait(link, until_ns);
+    }
+    return 0;
+}
+
+/* Who says on-outage=pause wants no error but for the end of the world: docs/outages.md. */
+static bool may_resend(const RemoteLink *link, RemoteResend resend)
+{
+    return resend == REMOTE_RESEND ||
+           (resend == REMOTE_RESEND_IF_BROKEN && (!link->timed_out || link->remote->options.pause));
+}
+
+static int coroutine_fn co_try_once(RemoteLink *link, RemoteTry *co_try, void *opaque)
+{
+    int64_t timeout_ns = link->remote->options.timeout_ns;
+    AioTimer timer;
+
+    aio_timer_init(&timer, link->ctx, request_timeout, link);
+    if (timeout_ns) {
+        aio_timer_mod(&timer, aio_clock_ns() + timeout_ns);
+    }
+    link->running++;
+    int ret = co_try(link, opaque);
+
+    link->running--;
+    aio_timer_del(&timer);
+    return ret;
+}
+
+int coroutine_fn remote_link_co_run(RemoteLink *link, RemoteTry *co_try, void *opaque, RemoteResend resend)
+{
+    for (;;) {
+        int ret = co_wait_connected(link);
+
+        if (ret == 0) {
+            ret = co_try_once(link, co_try, opaque);
+        }
+        if (ret != REMOTE_LOST) {
+            return ret;
+        }
+        if (!may_resend(link, resend)) {
+            return -EIO;
+        }
+    }
+}
+
+void remote_link_lost(RemoteLink *link, int errnum, const char *cause)
+{
+    if (link->state != REMOTE_LINK_CONNECTED) {
+        return;
+    }
+    link->timed_out = errnum == ETIMEDOUT;
+    link->is_down = true;
+    remote_link_down(link->remote, errnum, cause);
+    go_down(link);
+    link->ops->disconnect(link);
+}
+
+void remote_link_changed(RemoteLink *link, const char *cause)
+{
+    BlockNode *node = link->remote->node;
+
+    if (link->state != REMOTE_LINK_CONNECTED) {
+        return;
+    }
+    set_state(link, REMOTE_LINK_CHANGED);
+    bg_log(BG_LOG_ERROR, "node '%s': %s: %s", node->name, link->remote->where, cause);
+    block_graph_log_error(node->graph, node->name, BLOCK_OP_CONNECT, -1, 0, ESTALE, cause);
+    link->ops->disconnect(link);
+    wake_all(link);
+}
+
+/* ---- Drained sections, and other threads */
+
+static void quiet_bh(void *opaque)
+{
+    RemoteLink *link = opaque;
+
+    link->quiet = true;
+    if (g_queue_is_empty(&link->waiters)) {
+        if (link->state == REMOTE_LINK_BACKOFF) {
+            aio_timer_del(&link->retry);
+            set_state(link, REMOTE_LINK_RESTING);
+        } else if (link->attempt) {
+            link->ops->disconnect(link);
+        }
+    }
+    block_node_dec_in_flight(link->remote->node);
+}
+
+void remote_link_drain_begin(RemoteLink *link)
+{
+    block_node_inc_in_flight(link->remote->node);
+    aio_bh_schedule_oneshot(link->ctx, quiet_bh, link);
+}
+
+static void go_on(RemoteLink *link)
+{
+    link->quiet = false;
+    if (link->state == REMOTE_LINK_RESTING) {
+        go_down(link);
+    }
+}
+
+static void go_on_bh(void *opaque)
+{
+    RemoteLink *link = opaque;
+
+    go_on(link);
+    block_node_dec_in_flight(link->remote->node);
+}
+
+void remote_link_drain_end(RemoteLink *link)
+{
+    block_node_inc_in_flight(link->remote->node);
+    aio_bh_schedule_oneshot(link->ctx, go_on_bh, link);
+}
+
+void coroutine_fn remote_link_co_detach(RemoteLink *link)
+{
+    co_stop_attempts(link);
+    aio_timer_del(&link->limit);
+    if (link->state == REMOTE_LINK_CONNECTED) {
+        link->ops->detach(link);
+    } else if (link->state == REMOTE_LINK_BACKOFF) {
+        set_state(link, REMOTE_LINK_RESTING);
+    }
+}
+
+void coroutine_fn remote_link_co_attach(RemoteLink *link, AioContext *ctx)
+{
+    link->ctx = ctx;
+    aio_timer_init(&link->retry, ctx, retry_now, link);
+    aio_timer_init(&link->deadline, ctx, deadline_passed, link);
+    aio_timer_init(&link->limit, ctx, limit_passed, link);
+    if (atomic_load(&link->remote->wait_limit_ns) != INT64_MAX) {
+        aio_timer_mod(&link->limit, atomic_load(&link->remote->wait_limit_ns));
+    }
+    if (link->state == REMOTE_LINK_CONNECTED) {
+        link->ops->attach(link);
+    }
+}

@@ -1,0 +1,194 @@
+/*
+ * What drivers of storage on other machines share: connections that are lost and made again, deadlines, and
+ * what requests do meanwhile.
+ *
+ * A Remote is the server of one node, a RemoteLink one connection to it, which lives in one AioContext. A
+ * driver says how to connect and disconnect (RemoteLinkOps), and runs each request through
+ * remote_link_co_run(): that waits for the connection, sets the deadline, and where the connection was lost
+ * tries again as the user's options say. What is promised of writes and flushes over an outage: see
+ * remote_co_flush().
+ *
+ * Options, read by remote_init():
+ *
+ *   timeout=SECONDS          the deadline of one request while connected, and of one attempt to connect; then
+ * the connection counts as lost reconnect-delay=SECONDS  how long after the begin of an outage requests wait
+ * for its end; then EIO on-outage=eio|pause      pause: they wait for as long as it takes
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#ifndef BG_BACKENDS_REMOTE_H
+#define BG_BACKENDS_REMOTE_H
+
+#include <stdatomic.h>
+
+#include "aio/aio.h"
+#include "block/driver.h"
+#include "block/graph.h"
+
+typedef struct Remote Remote;
+typedef struct RemoteLink RemoteLink;
+
+/* What a try returns when the connection went away before the answer came. No server's answer is this. */
+#define REMOTE_LOST (-ENOLINK)
+
+/* States and transitions: at the top of link.c. */
+typedef enum RemoteLinkState {
+    REMOTE_LINK_CLOSED,
+    REMOTE_LINK_CONNECTING,
+    REMOTE_LINK_CONNECTED,
+    REMOTE_LINK_BACKOFF,
+    REMOTE_LINK_RESTING,
+    REMOTE_LINK_CHANGED,
+} RemoteLinkState;
+
+typedef struct RemoteOptions {
+    int64_t timeout_ns;         /* 0: none */
+    int64_t reconnect_delay_ns; /* 0: requests do not wait */
+    bool pause;                 /* on-outage=pause */
+} RemoteOptions;
+
+struct Remote {
+    BlockNode *node;
+    char *where; /* for people: "nbd://host:10809/export", without secrets */
+    RemoteOptions options;
+    _Atomic int64_t
+        wait_limit_ns; /* CLOCK_MONOTONIC: no request waits longer (the daemon ends); INT64_MAX: none */
+
+    /* Writes that were acknowledged, those of them that are known to be on stable storage, see
+     * remote_co_flush(). */
+    _Atomic uint64_t writes, writes_stable;
+    _Atomic bool writes_lost;
+
+    BgMutex lock; /* a leaf */
+    unsigned links_down BG_GUARDED_BY(lock);
+    int64_t down_since_ns BG_GUARDED_BY(lock); /* CLOCK_MONOTONIC, where a link is down */
+    uint64_t outages BG_GUARDED_BY(lock);
+};
+
+typedef struct RemoteLinkOps {
+    /*
+     * Connect, the link's thread, coroutine: 0, or -errno and *errp with the cause only (the caller adds node
+     * and server). `again`: it was connected before; then the length and identity of the resource are to be
+     * checked, and -ESTALE with *errp, which is for good, is the answer where it is another one. The deadline
+     * is the caller's: it calls disconnect, after which co_connect has to return soon, with an error.
+     */
+    int coroutine_fn (*co_connect)(RemoteLink *link, bool again, GError **errp);
+    /*
+     * Drop the connection, or the attempt under way, now. Every command on it ends with REMOTE_LOST: its
+     * coroutine is woken, not entered from here. No-op where there is none. The link's thread; must not
+     * yield.
+     */
+    void (*disconnect)(RemoteLink *link);
+    /*
+     * Take the descriptors and timers of a live, idle connection out of link->ctx, and into the new
+     * link->ctx. In the thread of that; must not yield.
+     */
+    void (*detach)(RemoteLink *link);
+    void (*attach)(RemoteLink *link);
+} RemoteLinkOps;
+
+struct RemoteLink {
+    /* -- constant */
+    Remote *remote;
+    const RemoteLinkOps *ops;
+    void *opaque; /* the driver's */
+
+    /* -- the thread of ctx; ctx changes only while the node is drained */
+    AioContext *ctx;
+    RemoteLinkState state;
+    bool was_connected; /* ever */
+    bool is_down;       /* counted in remote->links_down */
+    bool quiet;         /* in a drained section: no attempts but for requests that wait */
+    bool timed_out;     /* the last loss: no answer within the deadline */
+    unsigned attempts;  /* since it was connected */
+    unsigned running;   /* requests that are sent, or about to be */
+    Coroutine *attempt; /* the coroutine that runs co_connect, or NULL */
+    AioTimer retry;     /* BACKOFF: the next attempt */
+    AioTimer deadline;  /* CONNECTING: of the attempt */
+    AioTimer limit;     /* the daemon ends: of everything that waits */
+    GQueue waiters;     /* RemoteWaiter, for a change of state */
+
+    /* -- main thread */
+    bool closing; /* no more bottom halves may be sent to it */
+};
+
+/* ---- The server of a node */
+
+/*
+ * Read the options above and set everything up. `where` is copied; default_timeout in s. Main thread. False
+ * and *errp.
+ */
+bool remote_init(Remote *remote, BlockNode *node, BlockOptions *opts, const char *where,
+                 unsigned default_timeout, GError **errp);
+void remote_destroy(Remote *remote);
+
+/* A write without FUA was acknowledged (or with FUA: then it is stable by itself, do not call). Any thread.
+ */
+void remote_wrote(Remote *remote);
+/*
+ * Run the driver's flush. What was acknowledged before an outage and not flushed may be gone with the
+ * server's memory: nobody can tell. Then the next flush fails with -EIO, once, and says so in the log of
+ * errors, whatever the server answers. Any thread that flush may use, coroutine.
+ */
+int coroutine_fn remote_co_flush(Remote *remote, int coroutine_fn (*co_flush)(BlockNode *node));
+/* For options.json and the like: "connected", or "down for 12 s". Any thread. g_free. */
+char *remote_status(Remote *remote);
+
+/* ---- A connection */
+
+/* Not connected yet. Any thread. */
+void remote_link_init(RemoteLink *link, Remote *remote, const RemoteLinkOps *ops, void *opaque,
+                      AioContext *ctx);
+/*
+ * Connect for the first time, from co_open: main thread, coroutine. Tries again until `patience_ns` have
+ * passed (0: one attempt). 0, or -errno and *errp, when the link is closed.
+ */
+int coroutine_fn remote_link_co_open(RemoteLink *link, int64_t patience_ns, GError **errp);
+/* Disconnect for good, from co_close or a failed co_open. Main thread, coroutine; no request runs. */
+void coroutine_fn remote_link_co_close(RemoteLink *link);
+
+/* One request: called with the connection up. REMOTE_LOST where it went down meanwhile, else what the request
+ * returns. */
+typedef int coroutine_fn RemoteTry(RemoteLink *link, void *opaque);
+
+/* Whether to send a request again of which it is not known whether it was done. */
+typedef enum RemoteResend {
+    REMOTE_RESEND,           /* doing it twice is as good as once, also much later */
+    REMOTE_RESEND_IF_BROKEN, /* only where the connection broke: a server that hangs may do it after later
+                                ones */
+    REMOTE_SEND_ONCE,        /* never: -EIO */
+} RemoteResend;
+
+/*
+ * Run a request in the link's thread (coroutine): wait for the connection, as the options say, then try;
+ * where the connection is lost on the way, again. One that is not answered within `timeout` counts as lost,
+ * with its connection. -EIO when the options say that waiting is over, -ESTALE where the resource is another
+ * one.
+ */
+int coroutine_fn remote_link_co_run(RemoteLink *link, RemoteTry *co_try, void *opaque, RemoteResend resend);
+
+/*
+ * The connection is gone: `cause` for people, `errnum` positive. Calls ops->disconnect. No-op unless
+ * CONNECTED. The link's thread; does not yield.
+ */
+void remote_link_lost(RemoteLink *link, int errnum, const char *cause);
+/*
+ * The resource is another one than at the beginning: every request fails with -ESTALE from now on. The link's
+ * thread.
+ */
+void remote_link_changed(RemoteLink *link, const char *cause);
+
+/* For BlockDriver.co_detach_aio_context and co_attach_aio_context of a node with a home. */
+void coroutine_fn remote_link_co_detach(RemoteLink *link);
+void coroutine_fn remote_link_co_attach(RemoteLink *link, AioContext *ctx);
+/*
+ * For BlockDriver.limit_waits: requests fail when the deadline of one has passed, counted from now, or
+ * REMOTE_LAST_WAIT_S where they have none. Main thread.
+ */
+#define REMOTE_LAST_WAIT_S 10
+void remote_link_limit_waits(RemoteLink *link);
+/* For BlockDriver.drain_begin and drain_end. Main thread. */
+void remote_link_drain_begin(RemoteLink *link);
+void remote_link_drain_end(RemoteLink *link);
+
+#endif /* BG_BACKENDS_REMOTE_H */
