@@ -176,9 +176,9 @@ static bool start_threads(Server *server, GError **errp)
 {
     const Plan *plan = server->plan;
 
-    server->contexts = g_new0(AioContext *, plan->iothreads->len);
-    for (guint i = 0; i < plan->iothreads->len; i++) {
-        const IothreadSpec *spec = plan->iothreads->pdata[i];
+    server->contexts = g_new0(AioContext *, plan->objects->iothreads->len);
+    for (guint i = 0; i < plan->objects->iothreads->len; i++) {
+        const IothreadSpec *spec = plan->objects->iothreads->pdata[i];
         IoThread *thread = iothread_new(spec->id, plan->line->mount->event_loop, -1, errp);
 
         if (!thread) {
@@ -279,7 +279,8 @@ static bool open_graph(Server *server, GError **errp)
 {
     server->graph = block_graph_new(server->ctx);
     block_graph_set_homes(server->graph, server->contexts, server->iothreads->len);
-    return open_nodes(server, errp) && make_exports(server, errp);
+    return objects_add_to_graph(server->plan->objects, server->graph, errp) && open_nodes(server, errp) &&
+           make_exports(server, errp);
 }
 
 static void coroutine_fn co_retreat(void *opaque)
@@ -336,7 +337,7 @@ static FuseMountConfig mount_config(Server *server)
 static AioContext *const *find_context(const Server *server, const char *iothread)
 {
     for (guint i = 0; i < server->iothreads->len; i++) {
-        if (g_str_equal(((const IothreadSpec *)server->plan->iothreads->pdata[i])->id, iothread)) {
+        if (g_str_equal(((const IothreadSpec *)server->plan->objects->iothreads->pdata[i])->id, iothread)) {
             return &server->contexts[i];
         }
     }
