@@ -173,8 +173,8 @@ static void test_objects(void)
         "g:1: object 'slow': option 'qom-type': objects of type 'throttle-group' are not supported yet");
     refused_ini("[secret s]\nfile=x\n",
                 "g:1: object 's': option 'qom-type': objects of type 'secret' are not supported yet");
-    refused_ini("[iothread io]\npoll-max-ns=5\n",
-                "g:2: object 'io': option 'poll-max-ns': is not supported, other than 0");
+    refused_ini("[iothread io]\npoll-grow=5\n",
+                "g:2: object 'io': option 'poll-grow': is not supported, other than 0");
     refused_json("{\"objects\": [{\"id\": \"a\", \"qom-type\": \"iothred\"}]}",
                  "g:1: object 'a': option 'qom-type': unknown type 'iothred', did you mean 'iothread'?");
     refused_json("{\"objects\": [{\"id\": \"a\"}]}", "g:1: object 'a': option 'qom-type': is required");
