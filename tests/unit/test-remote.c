@@ -9,237 +9,24 @@
 #include <errno.h>
 #include <string.h>
 
-#include "backends/protocol/remote/remote.h"
 #include "tests/unit/driver-test-util.h"
+#include "tests/unit/remote-test.h"
 #include "util/error.h"
 
-#define LENGTH 65536
+#define LENGTH REMOTE_TEST_LENGTH
 #define MSEC   INT64_C(1000000)
-
-/* The server. */
-static struct {
-    _Atomic bool down, hung, other;
-    _Atomic unsigned connects, attempts;
-    uint8_t data[LENGTH];
-} server;
-
-/* A command, or a connect, on its way. */
-typedef struct Call {
-    bool lost;
-} Call;
-
-typedef struct TestRemote {
-    Remote remote;
-    RemoteLink link;
-    GQueue calls; /* Call; the link's thread */
-    bool live;    /* connected; the link's thread */
-} TestRemote;
-
-/* The way there and back: forever where the server hangs. False where the connection went meanwhile. */
-static bool coroutine_fn co_round_trip(TestRemote *t)
-{
-    Call call = {0};
-    GList entry = {.data = &call};
-
-    g_queue_push_tail_link(&t->calls, &entry);
-    do {
-        g_assert_true(aio_context_current() == t->link.ctx);
-        aio_co_sleep_ns(MSEC);
-    } while (!call.lost && atomic_load(&server.hung));
-    g_queue_unlink(&t->calls, &entry);
-    return !call.lost;
-}
-
-static int coroutine_fn link_co_connect(RemoteLink *link, bool again, GError **errp)
-{
-    TestRemote *t = link->opaque;
-
-    atomic_fetch_add(&server.attempts, 1);
-    if (!co_round_trip(t)) {
-        return bg_error_set(errp, ECONNABORTED, "the attempt was ended");
-    }
-    if (atomic_load(&server.down)) {
-        return bg_error_set_errno(errp, ECONNREFUSED, "cannot connect");
-    }
-    if (again && atomic_load(&server.other)) {
-        return bg_error_set(errp, ESTALE, "it is another resource now");
-    }
-    t->live = true;
-    atomic_fetch_add(&server.connects, 1);
-    return 0;
-}
-
-static void mark_lost(gpointer data, gpointer opaque)
-{
-    ((Call *)data)->lost = true;
-}
-
-static void link_disconnect(RemoteLink *link)
-{
-    TestRemote *t = link->opaque;
-
-    t->live = false;
-    g_queue_foreach(&t->calls, mark_lost, NULL);
-}
-
-static void link_detach(RemoteLink *link)
-{
-    TestRemote *t = link->opaque;
-
-    g_assert_true(aio_context_current() == link->ctx);
-    g_assert_true(t->live && g_queue_is_empty(&t->calls));
-}
-
-static void link_attach(RemoteLink *link)
-{
-    g_assert_true(aio_context_current() == link->ctx);
-    g_assert_true(((TestRemote *)link->opaque)->live);
-}
-
-static const RemoteLinkOps link_ops = {
-    .co_connect = link_co_connect,
-    .disconnect = link_disconnect,
-    .detach = link_detach,
-    .attach = link_attach,
-};
-
-/* ---- The driver */
-
-typedef struct Request {
-    bool write;
-    int64_t offset, bytes;
-    const IoVector *qiov;
-    size_t qiov_offset;
-} Request;
-
-static int coroutine_fn try_request(RemoteLink *link, void *opaque)
-{
-    const Request *req = opaque;
-    TestRemote *t = link->opaque;
-
-    g_assert_true(t->live);
-    if (atomic_load(&server.down)) {
-        remote_link_lost(link, ECONNRESET, "reset by peer");
-        return REMOTE_LOST;
-    }
-    if (!co_round_trip(t)) {
-        return REMOTE_LOST;
-    }
-    if (req->write) {
-        io_vector_to_buf(req->qiov, req->qiov_offset, server.data + req->offset, (size_t)req->bytes);
-        remote_wrote(link->remote);
-    } else if (req->qiov) {
-        io_vector_from_buf(req->qiov, req->qiov_offset, server.data + req->offset, (size_t)req->bytes);
-    }
-    return 0;
-}
-
-static int coroutine_fn t_preadv(BlockNode *node, int64_t offset, int64_t bytes, const IoVector *qiov,
-                                 size_t qiov_offset, BlockRequestFlags flags)
-{
-    Request req = {.offset = offset, .bytes = bytes, .qiov = qiov, .qiov_offset = qiov_offset};
-
-    return remote_link_co_run(&((TestRemote *)node->opaque)->link, try_request, &req, REMOTE_RESEND);
-}
-
-static int coroutine_fn t_pwritev(BlockNode *node, int64_t offset, int64_t bytes, const IoVector *qiov,
-                                  size_t qiov_offset, BlockRequestFlags flags)
-{
-    Request req = {.write = true, .offset = offset, .bytes = bytes, .qiov = qiov, .qiov_offset = qiov_offset};
-
-    return remote_link_co_run(&((TestRemote *)node->opaque)->link, try_request, &req,
-                              REMOTE_RESEND_IF_BROKEN);
-}
-
-static int coroutine_fn flush_server(BlockNode *node)
-{
-    Request req = {0};
-
-    return remote_link_co_run(&((TestRemote *)node->opaque)->link, try_request, &req, REMOTE_RESEND);
-}
-
-static int coroutine_fn t_flush(BlockNode *node)
-{
-    return remote_co_flush(&((TestRemote *)node->opaque)->remote, flush_server);
-}
-
-static int coroutine_fn t_open(BlockNode *node, BlockOptions *opts, GError **errp)
-{
-    TestRemote *t = node->opaque;
-
-    if (!remote_init(&t->remote, node, opts, "test://server", 5, errp)) {
-        return -EINVAL;
-    }
-    g_queue_init(&t->calls);
-    node->aio_context = block_graph_assign_home(node->graph);
-    remote_link_init(&t->link, &t->remote, &link_ops, t, node->aio_context);
-    int ret = remote_link_co_open(&t->link, 0, errp);
-
-    if (ret < 0) {
-        remote_destroy(&t->remote);
-        return ret;
-    }
-    atomic_store(&node->length, LENGTH);
-    return 0;
-}
-
-static void coroutine_fn t_close(BlockNode *node)
-{
-    TestRemote *t = node->opaque;
-
-    remote_link_co_close(&t->link);
-    remote_destroy(&t->remote);
-}
-
-static void coroutine_fn t_detach(BlockNode *node)
-{
-    remote_link_co_detach(&((TestRemote *)node->opaque)->link);
-}
-
-static void coroutine_fn t_attach(BlockNode *node, AioContext *ctx)
-{
-    remote_link_co_attach(&((TestRemote *)node->opaque)->link, ctx);
-}
-
-static void t_drain_begin(BlockNode *node)
-{
-    remote_link_drain_begin(&((TestRemote *)node->opaque)->link);
-}
-
-static void t_drain_end(BlockNode *node)
-{
-    remote_link_drain_end(&((TestRemote *)node->opaque)->link);
-}
-
-static void t_limit_waits(BlockNode *node)
-{
-    remote_link_limit_waits(&((TestRemote *)node->opaque)->link);
-}
-
-static const BlockDriver test_remote_driver = {
-    .name = "test-remote",
-    .instance_size = sizeof(TestRemote),
-    .co_open = t_open,
-    .co_close = t_close,
-    .co_preadv = t_preadv,
-    .co_pwritev = t_pwritev,
-    .co_flush = t_flush,
-    .co_detach_aio_context = t_detach,
-    .co_attach_aio_context = t_attach,
-    .drain_begin = t_drain_begin,
-    .drain_end = t_drain_end,
-    .limit_waits = t_limit_waits,
-};
 
 /* ---- Short cuts */
 
 static BlockBackend *coroutine_fn start(TestEnv *env, const char *options)
 {
-    AioContext *homes[] = {test_iothread(env, 0), test_iothread(env, 1)};
+    AioContext *homes[] = {test_iothread(env, 0), test_iothread(env, 1), test_iothread(env, 2)};
 
     memset(&server, 0, sizeof server);
+    bg_mutex_init(&server.lock);
     test_fill(server.data, LENGTH, 1);
-    block_graph_set_homes(env->graph, homes, 2);
+    memcpy(server.stable, server.data, LENGTH);
+    block_graph_set_homes(env->graph, homes, G_N_ELEMENTS(homes));
     return test_backend(env, "b", test_open(env, "{'driver':'test-remote','node-name':'n'%s}", options));
 }
 
@@ -255,7 +42,7 @@ static TestRemote *remote_of(TestEnv *env)
 
 static RemoteLinkState state_of(TestEnv *env)
 {
-    return atomic_load(&remote_of(env)->link.state);
+    return atomic_load(&remote_of(env)->links[0].link.state);
 }
 
 static int coroutine_fn read_one(BlockBackend *blk)
@@ -276,6 +63,25 @@ static int coroutine_fn write_one(BlockBackend *blk)
     return block_backend_co_pwrite(blk, 4096, sizeof buf, buf, 0);
 }
 
+/* It is gone, with what is in its memory, and comes back. A request finds out on each of the links. */
+static void coroutine_fn crash(TestEnv *env, BlockBackend *blk)
+{
+    TestRequest *req[MAX_LINKS];
+
+    atomic_store(&server.down, true);
+    for (unsigned i = 0; i < remote_of(env)->n_links; i++) {
+        req[i] = test_request_start(env->ctx, blk, BLOCK_OP_READ, i * 512, 512, 0);
+    }
+    test_wait(state_of(env) == REMOTE_LINK_BACKOFF);
+    bg_mutex_lock(&server.lock);
+    memcpy(server.data, server.stable, LENGTH);
+    bg_mutex_unlock(&server.lock);
+    atomic_store(&server.down, false);
+    for (unsigned i = 0; i < remote_of(env)->n_links; i++) {
+        g_assert_cmpint(test_request_finish(req[i]), ==, 0);
+    }
+}
+
 /* ---- Tests */
 
 static void coroutine_fn outage_waits(TestEnv *env)
@@ -290,7 +96,6 @@ static void coroutine_fn outage_waits(TestEnv *env)
     g_assert_false(test_request_done(req));
     atomic_store(&server.down, false);
     g_assert_cmpint(test_request_finish(req), ==, 0);
-    g_assert_cmpuint(remote_of(env)->remote.outages, ==, 1);
     g_autofree char *status = remote_status(&remote_of(env)->remote);
     g_autofree char *error = block_graph_last_error(env->graph, "n");
 
@@ -368,31 +173,115 @@ static void coroutine_fn no_answer(TestEnv *env)
     driver_test_close(env, blk);
 }
 
-static void coroutine_fn flush_after_outage(TestEnv *env)
+/* What was acknowledged is there after a crash, in the order in which it was acknowledged. */
+static void coroutine_fn resend(TestEnv *env, const char *options)
 {
-    BlockBackend *blk = start(env, "");
+    BlockBackend *blk = start(env, options);
+
+    for (int i = 0; i < 30; i++) {
+        test_write_bytes(blk, i % 10 * 512, 1024, i);
+    }
+    crash(env, blk);
+    g_assert_cmpuint(atomic_load(&server.resends), >=, 30);
+    for (int i = 0; i < 10; i++) {
+        test_check_bytes(blk, i * 512, 512, 20 + i);
+    }
+    g_assert_cmpint(block_backend_co_flush(blk), ==, 0);
+    crash(env, blk);
+    test_check_bytes(blk, 0, 512, 20);
+    g_assert_cmpuint(atomic_load(&server.flushes), ==, 1);
+    driver_test_close(env, blk);
+}
+
+static void coroutine_fn resend_one_link(TestEnv *env)
+{
+    resend(env, "");
+    g_assert_cmpuint(atomic_load(&server.resends), ==, 30); /* nothing the second time: it was flushed */
+}
+
+static void coroutine_fn resend_links(TestEnv *env)
+{
+    resend(env, ",'links':3");
+    g_assert_cmpuint(atomic_load(&server.resends), ==, 30); /* one link did it for all */
+}
+
+static void coroutine_fn resend_broken(TestEnv *env)
+{
+    BlockBackend *blk = start(env, ",'links':2");
+
+    for (int i = 0; i < 10; i++) {
+        test_write_bytes(blk, i * 512, 512, i);
+    }
+    atomic_store(&server.break_resend, 5);
+    crash(env, blk);
+    g_assert_cmpuint(atomic_load(&server.resends), ==, 15); /* from the beginning again */
+    for (int i = 0; i < 10; i++) {
+        test_check_bytes(blk, i * 512, 512, i);
+    }
+    driver_test_close(env, blk);
+}
+
+/* Whoever writes more than the buffer holds flushes. */
+static void coroutine_fn resend_room(TestEnv *env)
+{
+    BlockBackend *blk = start(env, ",'resend-buffer':8192");
+
+    for (int i = 0; i < 20; i++) {
+        test_write_bytes(blk, i * 1024, 1024, i);
+    }
+    unsigned flushes = atomic_load(&server.flushes);
+
+    g_assert_cmpuint(flushes, >=, 2);
+    g_assert_cmpuint(flushes, <=, 5);
+    crash(env, blk);
+    for (int i = 0; i < 20; i++) {
+        test_check_bytes(blk, i * 1024, 1024, i);
+    }
+    driver_test_close(env, blk);
+}
+
+static void coroutine_fn resend_off(TestEnv *env)
+{
+    BlockBackend *blk = start(env, ",'resend-buffer':0");
 
     g_assert_cmpint(write_one(blk), ==, 0);
     g_assert_cmpint(block_backend_co_flush(blk), ==, 0);
-    /* Nothing that could be lost. */
-    atomic_store(&server.down, true);
-    TestRequest *req = test_request_start(env->ctx, blk, BLOCK_OP_READ, 0, 512, 0);
-
-    test_wait(state_of(env) == REMOTE_LINK_BACKOFF);
-    atomic_store(&server.down, false);
-    g_assert_cmpint(test_request_finish(req), ==, 0);
+    crash(env, blk); /* nothing that could be lost */
     g_assert_cmpint(write_one(blk), ==, 0);
     g_assert_cmpint(block_backend_co_flush(blk), ==, 0);
-    /* Now there is. */
     g_assert_cmpint(write_one(blk), ==, 0);
-    atomic_store(&server.down, true);
-    req = test_request_start(env->ctx, blk, BLOCK_OP_READ, 0, 512, 0);
-    test_wait(state_of(env) == REMOTE_LINK_BACKOFF);
-    atomic_store(&server.down, false);
-    g_assert_cmpint(test_request_finish(req), ==, 0);
+    crash(env, blk); /* now there is */
+    g_assert_cmpint(write_one(blk), ==, 0);
     g_assert_cmpint(block_backend_co_flush(blk), ==, -EIO);
     g_assert_cmpint(write_one(blk), ==, 0);
     g_assert_cmpint(block_backend_co_flush(blk), ==, 0);
+    g_assert_cmpuint(atomic_load(&server.resends), ==, 0);
+    driver_test_close(env, blk);
+}
+
+/* All fall and come together; requests on each are done. */
+static void coroutine_fn links_fall_together(TestEnv *env)
+{
+    BlockBackend *blk = start(env, ",'links':3");
+    Remote *remote = &remote_of(env)->remote;
+
+    for (int round = 0; round < 5; round++) {
+        atomic_store(&server.down, true);
+        TestRequest *one = test_request_start(env->ctx, blk, BLOCK_OP_READ, 512, 512, 0);
+
+        test_wait(atomic_load(&remote_of(env)->links[2].link.state) != REMOTE_LINK_CONNECTED);
+        atomic_store(&server.down, false);
+        for (int i = 0; i < 3; i++) {
+            test_write_bytes(blk, 8192 + i * 512, 512, round);
+            test_check_bytes(blk, 8192 + i * 512, 512, round);
+        }
+        g_assert_cmpint(test_request_finish(one), ==, 0);
+    }
+    bg_mutex_lock(&remote->lock);
+    g_assert_cmpuint(remote->outages, ==, 5);
+    g_assert_cmpuint(remote->links_down, ==, 0);
+    g_assert_cmpint(remote->outage, ==, REMOTE_UP);
+    bg_mutex_unlock(&remote->lock);
     driver_test_close(env, blk);
 }
 
@@ -529,7 +418,12 @@ static void register_tests(void)
     test_add_co("remote/outage/pause", pause_until_the_end);
     test_add_co("remote/hang/end", hang_at_the_end);
     test_add_co("remote/hang/timeout", no_answer);
-    test_add_co("remote/flush", flush_after_outage);
+    test_add_co("remote/resend/link", resend_one_link);
+    test_add_co("remote/resend/links", resend_links);
+    test_add_co("remote/resend/broken", resend_broken);
+    test_add_co("remote/resend/room", resend_room);
+    test_add_co("remote/resend/off", resend_off);
+    test_add_co("remote/links", links_fall_together);
     test_add_co("remote/changed", changed);
     test_add_co("remote/drain/down", drained_while_down);
     test_add_co("remote/drain/waiting", drained_while_waiting);
