@@ -96,17 +96,18 @@ struct RemoteLink {
     /* -- the thread of ctx; ctx changes only while the node is drained */
     AioContext *ctx;
     RemoteLinkState state;
-    bool was_connected; /* ever */
-    bool is_down;       /* counted in remote->links_down */
-    bool quiet;         /* in a drained section: no attempts but for requests that wait */
-    bool timed_out;     /* the last loss: no answer within the deadline */
-    unsigned attempts;  /* since it was connected */
-    unsigned running;   /* requests that are sent, or about to be */
-    Coroutine *attempt; /* the coroutine that runs co_connect, or NULL */
-    AioTimer retry;     /* BACKOFF: the next attempt */
-    AioTimer deadline;  /* CONNECTING: of the attempt */
-    AioTimer limit;     /* the daemon ends: of everything that waits */
-    GQueue waiters;     /* RemoteWaiter, for a change of state */
+    bool was_connected;  /* ever */
+    bool is_down;        /* counted in remote->links_down */
+    bool quiet;          /* in a drained section: no attempts but for requests that wait */
+    bool timed_out;      /* the last loss: no answer within the deadline */
+    unsigned attempts;   /* since it was connected */
+    int64_t progress_ns; /* of remote_link_progress() */
+    unsigned running;    /* requests that are sent, or about to be */
+    Coroutine *attempt;  /* the coroutine that runs co_connect, or NULL */
+    AioTimer retry;      /* BACKOFF: the next attempt */
+    AioTimer deadline;   /* CONNECTING: of the attempt */
+    AioTimer limit;      /* the daemon ends: of everything that waits */
+    GQueue waiters;      /* RemoteWaiter, for a change of state */
 
     /* -- main thread */
     bool closing; /* no more bottom halves may be sent to it */
@@ -177,6 +178,12 @@ void remote_link_lost(RemoteLink *link, int errnum, const char *cause);
  * thread.
  */
 void remote_link_changed(RemoteLink *link, const char *cause);
+
+/*
+ * The server does what requests wait for, which takes as long as it takes: their deadlines begin anew. The
+ * link's thread.
+ */
+void remote_link_progress(RemoteLink *link);
 
 /* For BlockDriver.co_detach_aio_context and co_attach_aio_context of a node with a home. */
 void coroutine_fn remote_link_co_detach(RemoteLink *link);
