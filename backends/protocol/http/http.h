@@ -180,6 +180,20 @@ void http_fetches_destroy(HttpState *s);
 int coroutine_fn http_fetch_co_read(HttpState *s, int64_t offset, int64_t bytes, const IoVector *qiov,
                                     size_t qiov_offset);
 
+/* ---- spool.c: where the server has no ranges. s->spool may be NULL. */
+
+int coroutine_fn http_spool_co_open(HttpState *s, BlockOptions *opts, GError **errp);
+/* Home; nothing is written any more. */
+void http_spool_close(HttpState *s);
+/* The link is up, went down; a drained section ended. Home. */
+void http_spool_connected(HttpState *s);
+void http_spool_disconnect(HttpState *s);
+void http_spool_loud(HttpState *s);
+int coroutine_fn http_spool_co_read(HttpState *s, int64_t offset, int64_t bytes, const IoVector *qiov,
+                                    size_t qiov_offset);
+/* "spooled 45 %"; g_free. Any thread. */
+char *http_spool_status(HttpState *s);
+
 /* ---- read.c */
 
 int coroutine_fn http_co_preadv(BlockNode *node, int64_t offset, int64_t bytes, const IoVector *qiov,

@@ -155,6 +155,12 @@ static bool get_sizes(BlockOptions *opts, HttpOptions *o, GError **errp)
         return false;
     }
     o->connections = (unsigned)connections;
+    if (!block_options_get_string(opts, "spool", &o->spool, errp)) {
+        return false;
+    }
+    if (o->spool && !*o->spool) {
+        return block_options_error(opts, "spool", errp, EINVAL, "expected 'auto' or the name of a file");
+    }
     return o->readahead <= MAX_READAHEAD ||
            block_options_error(opts, "readahead", errp, EINVAL, "at most %d bytes", MAX_READAHEAD);
 }
@@ -203,6 +209,7 @@ static void free_all(HttpState *s)
     g_free(s->pin.last_modified);
     g_free(s->o.url);
     g_free(s->o.where);
+    g_free(s->o.spool);
     g_free(s->o.username);
     g_free(s->o.proxy_username);
     remote_destroy(&s->remote);
@@ -215,18 +222,31 @@ static void coroutine_fn leave_home(HttpState *s)
 
     aio_co_reschedule_self(s->link.ctx);
     http_fetches_destroy(s);
+    http_spool_close(s);
     http_multi_destroy(s);
     aio_co_reschedule_self(main_context);
 }
 
-static int check_found(HttpState *s, BlockOptions *opts, GError **errp)
+/* A server without ranges. */
+static int coroutine_fn begin_spool(HttpState *s, BlockOptions *opts, GError **errp)
 {
-    if (!s->ranges) {
-        block_options_error(opts, "url", errp, ENOTSUP,
-                            "the server does not send parts of the resource (no ranges)");
+    AioContext *main_context = aio_context_current();
+
+    if (!s->o.spool) {
+        block_options_error(
+            opts, "url", errp, ENOTSUP,
+            "the server does not send parts of the resource (no ranges); with the option spool "
+            "it is fetched as a whole");
         return -ENOTSUP;
     }
-    return 0;
+    int ret = http_spool_co_open(s, opts, errp);
+
+    if (ret == 0) {
+        aio_co_reschedule_self(s->link.ctx);
+        http_spool_connected(s);
+        aio_co_reschedule_self(main_context);
+    }
+    return ret;
 }
 
 static int coroutine_fn connect_first(HttpState *s, BlockOptions *opts, GError **errp)
@@ -236,7 +256,7 @@ static int coroutine_fn connect_first(HttpState *s, BlockOptions *opts, GError *
     if (ret < 0) {
         return ret;
     }
-    ret = check_found(s, opts, errp);
+    ret = s->ranges ? 0 : begin_spool(s, opts, errp);
     if (ret < 0) {
         remote_link_co_close(&s->link);
     }
@@ -304,6 +324,7 @@ static void loud_bh(void *opaque)
     HttpState *s = opaque;
 
     s->quiet = false;
+    http_spool_loud(s);
     block_node_dec_in_flight(s->node);
 }
 
@@ -348,6 +369,29 @@ static char *http_filename(BlockNode *node)
     return g_strdup(s->o.where);
 }
 
+static char *http_status(BlockNode *node)
+{
+    HttpState *s = node->opaque;
+    g_autoptr(GPtrArray) words = g_ptr_array_new_with_free_func(g_free);
+    g_autofree char *outage = remote_status(&s->remote);
+    bool verified = s->o.sslverify && (!s->o.creds || s->o.creds->verify_peer);
+
+    if (strcmp(outage, "connected") != 0) {
+        g_ptr_array_add(words, g_steal_pointer(&outage));
+    }
+    if (s->o.ssl && !verified) {
+        g_ptr_array_add(words, g_strdup("certificates are not verified"));
+    }
+    if (!s->pin.etag && !s->pin.last_modified) {
+        g_ptr_array_add(words, g_strdup("the server does not tell when it changes"));
+    }
+    if (s->spool) {
+        g_ptr_array_add(words, http_spool_status(s));
+    }
+    g_ptr_array_add(words, NULL);
+    return words->len > 1 ? g_strjoinv(", ", (char **)words->pdata) : NULL;
+}
+
 /* Nothing is ever written. */
 static int http_durable(BlockNode *node)
 {
@@ -355,8 +399,13 @@ static int http_durable(BlockNode *node)
 }
 
 /* clang-format off */
+static const char *const file_options[] = {"spool", NULL};
+static const char *const file_words[] = {"auto", NULL};
+
 #define HTTP_DRIVER(name_) {                                                                                 \
     .name = name_,                                                                                           \
+    .file_options = file_options,                                                                            \
+    .file_option_words = file_words,                                                                         \
     .instance_size = sizeof(HttpState),                                                                      \
     .co_open = http_co_open,                                                                                 \
     .co_close = http_co_close,                                                                               \
@@ -368,6 +417,7 @@ static int http_durable(BlockNode *node)
     .limit_waits = http_limit_waits,                                                                         \
     .durable = http_durable,                                                                                 \
     .filename = http_filename,                                                                               \
+    .status = http_status,                                                                                   \
 }
 /* clang-format on */
 

@@ -201,6 +201,9 @@ static int coroutine_fn link_co_connect(RemoteLink *link, bool again, GError **e
     int ret = take_answer(s, &probe, errp);
 
     http_transfer_destroy(&probe.t);
+    if (ret == 0) {
+        http_spool_connected(s);
+    }
     return ret;
 }
 
@@ -212,6 +215,7 @@ static void link_disconnect(RemoteLink *link)
     s->disconnecting = true;
     http_multi_disconnect(s);
     http_fetches_disconnect(s);
+    http_spool_disconnect(s);
     s->disconnecting = false;
 }
 

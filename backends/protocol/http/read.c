@@ -27,6 +27,10 @@ int coroutine_fn http_co_preadv(BlockNode *node, int64_t offset, int64_t bytes, 
                                 size_t qiov_offset, BlockRequestFlags flags)
 {
     HttpState *s = node->opaque;
+
+    if (s->spool) {
+        return http_spool_co_read(s, offset, bytes, qiov, qiov_offset);
+    }
     HttpRead r = {s, offset, bytes, qiov, qiov_offset};
 
     return remote_link_co_run(&s->link, try_read, &r, REMOTE_RESEND);
