@@ -17,7 +17,11 @@
 #define BLOCK_DRIVERS(X)                                                                                     \
     X(blklogwrites)                                                                                          \
     X(file)                                                                                                  \
+    X(ftp)                                                                                                   \
+    X(ftps)                                                                                                  \
     X(host_device)                                                                                           \
+    X(http)                                                                                                  \
+    X(https)                                                                                                 \
     X(null_aio)                                                                                              \
     X(null_co)                                                                                               \
     X(qcow2)                                                                                                 \

@@ -35,6 +35,8 @@ struct BlockDriver {
     const char *const *child_options;
     const char *const *file_options;
     const char *const *directory_options;
+    /* Values of file_options that are no names of files; NULL: none. */
+    const char *const *file_option_words;
 
     /*
      * Required. Read options (block_options_*), open files, attach children
@@ -146,6 +148,9 @@ struct BlockDriver {
     /* The file name or URL for people, secrets redacted; free with g_free; may be NULL. Any thread. NULL:
      * child `file`'s. */
     char *(*filename)(BlockNode *node);
+    /* What people should know of the storage's state or safety, in a few words ("down for 3 s, certificates
+     * are not verified"); free with g_free. Any thread. NULL, the callback or its value: nothing. */
+    char *(*status)(BlockNode *node);
 };
 
 /*

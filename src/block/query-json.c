@@ -84,6 +84,10 @@ static void add_node(JsonBuilder *b, BlockNode *node)
     if (file) {
         add_string(b, "filename", file);
     }
+    g_autofree char *status = node->driver->status ? node->driver->status(node) : NULL;
+    if (status) {
+        add_string(b, "status", status);
+    }
     add_edges(b, node);
     json_builder_end_object(b);
 }

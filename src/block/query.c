@@ -33,6 +33,10 @@ static void describe_node(GString *s, BlockNode *node)
             g_string_append_printf(s, ", %s", file);
         }
     }
+    g_autofree char *status = node->driver->status ? node->driver->status(node) : NULL;
+    if (status) {
+        g_string_append_printf(s, ", %s", status);
+    }
 }
 
 /* ---- Text */

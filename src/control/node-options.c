@@ -252,8 +252,9 @@ static void anchor_file_names(JsonObject *object, const char *base)
 
     for (const char *const *key = driver ? driver->file_options : NULL; key && *key; key++) {
         const char *name = string_of(json_object_get_member(object, *key));
+        const char *const *words = driver->file_option_words;
 
-        if (name) {
+        if (name && !(words && g_strv_contains(words, name))) {
             g_autofree char *absolute = absolute_name(name, base);
 
             json_object_set_string_member(object, *key, absolute);

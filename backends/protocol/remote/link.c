@@ -340,9 +340,22 @@ void coroutine_fn remote_link_co_close(RemoteLink *link)
 
 /* ---- Requests */
 
+/* A request that is sent. */
+typedef struct RemoteRequest {
+    RemoteLink *link;
+    AioTimer timer;
+} RemoteRequest;
+
 static void request_timeout(void *opaque)
 {
-    RemoteLink *link = opaque;
+    RemoteRequest *request = opaque;
+    RemoteLink *link = request->link;
+    int64_t until_ns = link->progress_ns + link->remote->options.timeout_ns;
+
+    if (aio_clock_ns() < until_ns) {
+        aio_timer_mod(&request->timer, until_ns);
+        return;
+    }
     g_autofree char *cause = g_strdup_printf("no answer within %" G_GINT64_FORMAT " s",
                                              link->remote->options.timeout_ns / NS_PER_S);
 
@@ -370,6 +383,11 @@ static int coroutine_fn co_wait_connected(RemoteLink *link)
     return 0;
 }
 
+void remote_link_progress(RemoteLink *link)
+{
+    link->progress_ns = aio_clock_ns();
+}
+
 /* Who says on-outage=pause wants no error but for the end of the world: docs/outages.md. */
 static bool may_resend(const RemoteLink *link, RemoteResend resend)
 {
@@ -380,17 +398,17 @@ static bool may_resend(const RemoteLink *link, RemoteResend resend)
 static int coroutine_fn co_try_once(RemoteLink *link, RemoteTry *co_try, void *opaque)
 {
     int64_t timeout_ns = link->remote->options.timeout_ns;
-    AioTimer timer;
+    RemoteRequest request = {.link = link};
 
-    aio_timer_init(&timer, link->ctx, request_timeout, link);
+    aio_timer_init(&request.timer, link->ctx, request_timeout, &request);
     if (timeout_ns) {
-        aio_timer_mod(&timer, aio_clock_ns() + timeout_ns);
+        aio_timer_mod(&request.timer, aio_clock_ns() + timeout_ns);
     }
     link->running++;
     int ret = co_try(link, opaque);
 
     link->running--;
-    aio_timer_del(&timer);
+    aio_timer_del(&request.timer);
     return ret;
 }
 

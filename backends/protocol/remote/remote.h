@@ -127,6 +127,7 @@ struct RemoteLink {
     bool quiet;                    /* in a drained section: no attempts but for requests that wait */
     bool broken;                   /* CONNECTING: the attempt is to fail */
     bool timed_out;                /* the last loss: no answer within the deadline */
+    int64_t progress_ns;           /* of remote_link_progress() */
     unsigned attempts;             /* since it was connected */
     unsigned running;              /* requests that are sent, or about to be */
     Coroutine *attempt;            /* the coroutine that runs co_connect, or NULL */
@@ -205,6 +206,12 @@ void remote_link_lost(RemoteLink *link, int errnum, const char *cause);
  * thread.
  */
 void remote_link_changed(RemoteLink *link, const char *cause);
+
+/*
+ * The server does what requests wait for, which takes as long as it takes: their deadlines begin anew. The
+ * link's thread.
+ */
+void remote_link_progress(RemoteLink *link);
 
 /* For BlockDriver.co_detach_aio_context and co_attach_aio_context of a node with a home. */
 void coroutine_fn remote_link_co_detach(RemoteLink *link);
