@@ -12,8 +12,7 @@
 #include "aio/thread-pool.h"
 #include "util/error.h"
 
-/* One test may take this long under a sanitizer on a busy machine. */
-/* A test that takes longer hangs; with the full counts (BG_LONG) of some, and sanitizers, LONG_TIMEOUT_S. */
+/* One test may take this long under a sanitizer on a busy machine; with the full counts (BG_LONG), the other. */
 #define TEST_TIMEOUT_S 180
 #define LONG_TIMEOUT_S 3600
 
