@@ -7,18 +7,19 @@
 
 #include "graph-test.h"
 
+#include "control/objects.h"
 #include "control/resolve.h"
 
 GPtrArray *graph_test_read(Config *config, GraphTestParse *parse, const char *text, GError **errp)
 {
     g_autoptr(GPtrArray) roots = g_ptr_array_new();
-    g_autoptr(GPtrArray) threads = NULL;
+    g_autoptr(Objects) objects = NULL;
 
     if (!parse(config, "g", text, GRAPH_TEST_BASE, errp) || !config_resolve(config, roots, errp)) {
         return NULL;
     }
-    threads = iothreads_read(config, errp);
-    return threads ? exports_read(config, roots, errp) : NULL;
+    objects = objects_read(config, errp);
+    return objects ? exports_read(config, roots, errp) : NULL;
 }
 
 void graph_test_refused(GraphTestParse *parse, const char *text, const char *message)

@@ -199,18 +199,22 @@ static void test_items(void)
 
 static void test_plan(void)
 {
-    g_autoptr(CommandLine) line = accept_line(WORDS(NODE, "--object", "iothread,id=io", "none", "/m"));
+    g_autoptr(CommandLine) line =
+        accept_line(WORDS(NODE, "--object", "iothread,id=io,poll-max-ns=5000", "none", "/m"));
     g_autoptr(GError) error = NULL;
     g_autoptr(Plan) plan = plan_new(line, &error);
     g_autoptr(CommandLine) three = accept_line(WORDS(NODE, "-o", "queues=3,fsname=lab,ro", "none", "/m"));
     g_autoptr(Plan) plan_of_three = plan_new(three, &error);
 
     g_assert_no_error(error);
-    g_assert_cmpuint(plan->iothreads->len, ==, 1);
-    g_assert_cmpstr(plan->iothreads->pdata[0], ==, "io");
+    const IothreadSpec *thread = plan->objects->iothreads->pdata[0];
+
+    g_assert_cmpuint(plan->objects->iothreads->len, ==, 1);
+    g_assert_cmpstr(thread->id, ==, "io");
+    g_assert_cmpuint(thread->poll_max_ns, ==, 5000);
     g_assert_cmpuint(plan->exports->len, ==, 1);
     g_assert_cmpstr(plan->fsname, ==, "none");
-    g_assert_cmpuint(plan_of_three->iothreads->len, ==, 3);
+    g_assert_cmpuint(plan_of_three->objects->iothreads->len, ==, 3);
     g_assert_cmpstr(plan_of_three->fsname, ==, "lab");
     g_assert_true(
         json_object_get_boolean_member(config_find(three->config, CONFIG_NODE, "n")->options, "read-only"));

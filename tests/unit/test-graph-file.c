@@ -100,10 +100,11 @@ static void test_ini_syntax(void)
     refused_ini("[node]\n", "g:1: a section of this type needs a name: [node NAME]");
     refused_ini("[node ]\n", "g:1: a section of this type needs a name: [node NAME]");
     refused_ini("[]\n",
-                "g:1: unknown section '', expected one of node, export, iothread, throttle-group, secret");
+                "g:1: unknown section '', expected one of node, export, iothread, throttle-group, secret, "
+                "tls-creds-psk, tls-creds-x509");
     refused_ini("[nodes a]\n", "g:1: unknown section 'nodes', did you mean 'node'?");
     refused_ini("[xyzzy a]\n", "g:1: unknown section 'xyzzy', expected one of node, export, iothread, "
-                               "throttle-group, secret");
+                               "throttle-group, secret, tls-creds-psk, tls-creds-x509");
     refused_ini("[node a]\n = x\n", "g:2: node 'a': option '': the name is empty");
     refused_ini("[node a]\nx y = x\n", "g:2: node 'a': option 'x y': not a valid option name");
     refused_ini("[node a]\na..b = x\n", "g:2: node 'a': option 'a..b': not a valid option name");
