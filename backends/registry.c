@@ -22,6 +22,7 @@
     X(host_device)                                                                                           \
     X(http)                                                                                                  \
     X(https)                                                                                                 \
+    X(nbd)                                                                                                   \
     X(null_aio)                                                                                              \
     X(null_co)                                                                                               \
     X(qcow2)                                                                                                 \

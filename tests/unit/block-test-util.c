@@ -12,7 +12,8 @@
 #include "aio/thread-pool.h"
 #include "util/error.h"
 
-/* One test may take this long under a sanitizer on a busy machine; with the full counts (BG_LONG), the other. */
+/* One test may take this long under a sanitizer on a busy machine; with the full counts (BG_LONG), the other.
+ */
 #define TEST_TIMEOUT_S 180
 #define LONG_TIMEOUT_S 3600
 
