@@ -160,11 +160,18 @@ def test_probed_format_without_driver(place, fmt):
     assert "x.img" in message and fmt in message and "--format=raw" in message
 
 
-@pytest.mark.parametrize("uri", ["nbd://host/export", "https://host/x.img", "iscsi://host/iqn/1", "nbd:unix:/x",
-                                 "http://user:password@host/x"])
+@pytest.mark.parametrize("uri", ["rbd:pool/image", "ssh://user:password@host/x.img", "nfs://host/x", "nbd:unix:/x"])
 def test_uri_without_driver(place, uri):
     message = place.refuse(uri, place.directory())
     assert uri.split(":", maxsplit=1)[0] in message and "password" not in message
+
+
+@pytest.mark.parametrize("uri, cause", [
+    ("nbd+unix:///?socket=/nowhere/sock", "No such file"), ("nbd://127.0.0.1:1/export", "refused"),
+    ("http://127.0.0.1:1/x", "127.0.0.1:1"), ("http://user:letmein@127.0.0.1:1/x", "password-secret")])
+def test_uri_of_no_server(place, uri, cause):
+    message = place.refuse(uri, place.directory(), timeout=30)
+    assert cause in message and "letmein" not in message, message
 
 
 @pytest.mark.parametrize("words, culprit", [
