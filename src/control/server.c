@@ -183,7 +183,6 @@ static bool start_threads(Server *server, GError **errp)
         IoThread *thread = iothread_new(spec->id, plan->line->mount->event_loop, -1, errp);
 
         if (!thread) {
-            g_prefix_error(errp, "iothread '%s': ", spec->id);
             return false;
         }
         aio_context_set_poll_max(iothread_context(thread), (int64_t)spec->poll_max_ns);
