@@ -18,6 +18,7 @@
     X(blklogwrites)                                                                                          \
     X(file)                                                                                                  \
     X(host_device)                                                                                           \
+    X(iscsi)                                                                                                 \
     X(null_aio)                                                                                              \
     X(null_co)                                                                                               \
     X(qcow2)                                                                                                 \
