@@ -82,6 +82,7 @@ typedef struct IscsiState {
     int fd;       /* -1: not watched */
     int watched;  /* POLLIN, POLLOUT */
     bool stopped; /* disconnect was called: the attempt under way ends */
+    bool leaving; /* it is closed for good: that the target closes it, too, is no news */
     char *why;    /* why the session of an attempt ended; NULL: it was told to */
     int why_errnum;
     GQueue running;  /* IscsiOp that wait for the library */
