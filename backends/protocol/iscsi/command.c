@@ -45,8 +45,9 @@ static int check_condition(IscsiState *s, IscsiRequest *r, const struct scsi_tas
     int ret = iscsi_sense_error(r->key, r->ascq, &r->again);
 
     if (ret < 0 && r->again == ISCSI_NOT_AGAIN) {
-        g_autofree char *text = g_strdup_printf("SCSI: %s, %s (0x%04x)", scsi_sense_key_str(r->key),
-                                                scsi_sense_ascq_str(r->ascq), r->ascq);
+        const char *detail = scsi_sense_ascq_str(r->ascq);
+        g_autofree char *text = g_strdup_printf("SCSI: %s, %s%s0x%04x", iscsi_sense_key_name(r->key),
+                                                detail ? detail : "", detail ? " " : "", r->ascq);
 
         log_failure(r, s, text, -ret);
     }

@@ -166,6 +166,7 @@ int coroutine_fn iscsi_co_run(IscsiState *s, IscsiRequest *r);
 
 /* What a CHECK CONDITION means: 0 or -errno. */
 int iscsi_sense_error(int key, int ascq, IscsiAgain *again);
+const char *iscsi_sense_key_name(int key);
 
 /* ---- probe.c */
 

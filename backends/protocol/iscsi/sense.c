@@ -67,3 +67,16 @@ int iscsi_sense_error(int key, int ascq, IscsiAgain *again)
     *again = ISCSI_NOT_AGAIN;
     return -EIO;
 }
+
+/* The library has names for those that its tests meet, and NULL for others. */
+const char *iscsi_sense_key_name(int key)
+{
+    static const char *const names[] = {
+        "no sense",       "recovered error", "not ready",      "medium error",
+        "hardware error", "illegal request", "unit attention", "data protect",
+        "blank check",    "vendor specific", "copy aborted",   "aborted command",
+        "obsolete",       "volume overflow", "miscompare",     "completed",
+    };
+
+    return key >= 0 && key < (int)G_N_ELEMENTS(names) ? names[key] : "unknown sense key";
+}
