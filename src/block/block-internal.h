@@ -25,10 +25,13 @@ struct BlockGraph {
     _Atomic int drain_waiting; /* coroutines that wait for counters to fall to 0 */
 
     /* -- main thread */
-    GHashTable *by_name;   /* name -> BlockNode, borrowed; NULL while it opens */
-    GPtrArray *nodes;      /* in order of creation, borrowed */
-    GPtrArray *backends;   /* in order of creation, borrowed */
-    GPtrArray *sections;   /* active BlockDrain */
+    GHashTable *by_name; /* name -> BlockNode, borrowed; NULL while it opens */
+    GPtrArray *nodes;    /* in order of creation, borrowed */
+    GPtrArray *backends; /* in order of creation, borrowed */
+    GPtrArray *sections; /* active BlockDrain */
+    BgMutex move_lock;   /* a leaf */
+    CoQueue moved;       /* for moving == false of any node; with move_lock */
+
     GHashTable *secrets;   /* id -> char * */
     GHashTable *tls_creds; /* id -> BlockTlsCreds * */
     GPtrArray *homes;      /* AioContext, referenced */
@@ -91,6 +94,8 @@ static inline void block_drain_count_down(BlockGraph *graph, _Atomic int *in_fli
     }
 }
 
+/* Wait until no request of the node itself runs; nobody stops new ones. Main thread, coroutine. */
+void coroutine_fn block_drain_co_wait_node(BlockNode *node);
 /*
  * The node is out of the graph and about to close: stop its background work and wait for what still counts on
  * it (bottom halves), with one drain_begin and drain_end in all. Main thread.

@@ -253,6 +253,11 @@ static bool node_is_idle(void *opaque)
     return atomic_load(&((BlockNode *)opaque)->in_flight) == 0;
 }
 
+void coroutine_fn block_drain_co_wait_node(BlockNode *node)
+{
+    wait_until(node->graph, node_is_idle, node);
+}
+
 void coroutine_fn block_drain_co_quiet_for_close(BlockNode *node)
 {
     atomic_fetch_add(&node->quiesce, 1);

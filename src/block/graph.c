@@ -22,6 +22,8 @@ BlockGraph *block_graph_new(AioContext *main_context)
     graph->nodes = g_ptr_array_new();
     graph->backends = g_ptr_array_new();
     graph->sections = g_ptr_array_new();
+    bg_mutex_init(&graph->move_lock);
+    co_queue_init(&graph->moved);
     block_graph_secrets_new(graph);
     graph->closing_nodes = g_ptr_array_new();
     graph->homes = g_ptr_array_new_with_free_func((GDestroyNotify)aio_context_unref);
@@ -77,6 +79,8 @@ void block_graph_free(BlockGraph *graph)
     g_ptr_array_unref(graph->nodes);
     g_ptr_array_unref(graph->backends);
     g_ptr_array_unref(graph->sections);
+    co_queue_destroy(&graph->moved);
+    bg_mutex_destroy(&graph->move_lock);
     block_graph_secrets_free(graph);
     g_ptr_array_unref(graph->closing_nodes);
     g_ptr_array_unref(graph->homes);

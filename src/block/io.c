@@ -25,19 +25,46 @@ int block_check_range(int64_t offset, int64_t bytes)
                                                                                                      : 0;
 }
 
+/*
+ * A node that moves is drained, but the main thread's own requests come all the same (a parent that opens).
+ * The mover sets `moving`, then waits for in_flight; a request counts itself, then looks at `moving`: one of
+ * them sees the other.
+ */
+static void coroutine_fn wait_while_moving(BlockNode *node)
+{
+    BlockGraph *graph = node->graph;
+    while (atomic_load(&node->moving)) {
+        block_node_dec_in_flight(node);
+        bg_mutex_lock(&graph->move_lock);
+        while (atomic_load(&node->moving)) {
+            co_queue_wait_locked(&graph->moved, &graph->move_lock);
+        }
+        bg_mutex_unlock(&graph->move_lock);
+        block_node_inc_in_flight(node);
+    }
+}
+
+/* Count, and go to the node's home. Returns where to go back to; NULL: it did not move. */
+static AioContext *coroutine_fn enter_node(BlockNode *node)
+{
+    block_node_inc_in_flight(node); /* from here on neither home nor edges change */
+    if (bg_unlikely(node->driver->co_attach_aio_context != NULL)) {
+        AioContext *here = aio_context_current();
+        wait_while_moving(node);
+        if (node->aio_context && here != node->aio_context) {
+            aio_co_reschedule_self(node->aio_context);
+            return here;
+        }
+    }
+    return NULL;
+}
+
 void coroutine_fn node_request_begin(NodeRequest *req, BlockNode *node, BlockOp op, int64_t offset,
                                      int64_t bytes)
 {
-    block_node_inc_in_flight(node); /* from here on neither home nor edges change */
     *req =
         (NodeRequest){.node = node, .op = op, .offset = offset, .bytes = bytes, .start_ns = aio_clock_ns()};
-    if (bg_unlikely(node->aio_context != NULL)) {
-        AioContext *here = aio_context_current();
-        if (here != node->aio_context) {
-            req->origin = here;
-            aio_co_reschedule_self(node->aio_context);
-        }
-    }
+    req->origin = enter_node(node);
 }
 
 int coroutine_fn node_request_end(NodeRequest *req, int ret)
@@ -363,14 +390,9 @@ int coroutine_fn block_child_co_block_status(BlockChild *child, int64_t offset, 
 int64_t coroutine_fn block_node_co_get_allocated(BlockNode *node)
 {
     int64_t sum = -ENOTSUP;
-    block_node_inc_in_flight(node);
+    AioContext *origin = enter_node(node);
     if (node->driver->co_get_allocated) {
-        AioContext *here = aio_context_current();
-        if (node->aio_context) {
-            aio_co_reschedule_self(node->aio_context);
-        }
         sum = node->driver->co_get_allocated(node);
-        aio_co_reschedule_self(here);
     } else {
         for (guint i = 0; i < node->children->len; i++) {
             BlockChild *edge = node->children->pdata[i];
@@ -384,6 +406,9 @@ int64_t coroutine_fn block_node_co_get_allocated(BlockNode *node)
             }
             sum = MAX(sum, 0) + n;
         }
+    }
+    if (origin) {
+        aio_co_reschedule_self(origin);
     }
     block_node_dec_in_flight(node);
     return sum;

@@ -390,6 +390,28 @@ void block_node_dec_in_flight(BlockNode *node)
 
 /* ---- Home context */
 
+/* One move at a time, and no request from now on: see wait_while_moving() in io.c. */
+static void coroutine_fn begin_move(BlockNode *node)
+{
+    BlockGraph *graph = node->graph;
+    bg_mutex_lock(&graph->move_lock);
+    while (atomic_load(&node->moving)) {
+        co_queue_wait_locked(&graph->moved, &graph->move_lock);
+    }
+    atomic_store(&node->moving, true);
+    bg_mutex_unlock(&graph->move_lock);
+    block_drain_co_wait_node(node);
+}
+
+static void end_move(BlockNode *node)
+{
+    BlockGraph *graph = node->graph;
+    bg_mutex_lock(&graph->move_lock);
+    atomic_store(&node->moving, false);
+    bg_mutex_unlock(&graph->move_lock);
+    co_queue_restart_all(&graph->moved);
+}
+
 int coroutine_fn block_node_co_set_aio_context(BlockNode *node, AioContext *ctx, GError **errp)
 {
     bg_assert_main_thread();
@@ -399,12 +421,14 @@ int coroutine_fn block_node_co_set_aio_context(BlockNode *node, AioContext *ctx,
                             node->name, driver->name);
     }
     BlockDrain *section = block_drain_co_begin(node);
+    begin_move(node);
     aio_co_reschedule_self(node->aio_context);
     driver->co_detach_aio_context(node);
     aio_co_reschedule_self(ctx);
     driver->co_attach_aio_context(node, ctx);
     aio_co_reschedule_self(block_graph_main_context(node->graph));
     node->aio_context = ctx;
+    end_move(node);
     block_drain_end(section);
     return 0;
 }

@@ -73,6 +73,7 @@ struct BlockNode {
     _Atomic int64_t last_write_ns;           /* CLOCK_REALTIME of the last successful change; 0: none */
     _Atomic int in_flight BG_CACHE_ALIGNED;  /* requests, until their last bottom half has run */
     _Atomic int quiesce;                     /* drained sections that cover the node */
+    _Atomic bool moving;                     /* to another home: no request may begin */
 
     /* -- main thread */
     int refcount;

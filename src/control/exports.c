@@ -1,5 +1,5 @@
 /*
- * Reading exports and objects.
+ * Reading exports.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -10,7 +10,6 @@
 #include <errno.h>
 #include <string.h>
 
-#include "aio/iothread.h"
 #include "block/options.h"
 #include "util/error.h"
 #include "util/text.h"
@@ -151,6 +150,10 @@ static bool check_references(const Config *config, const ExportSpec *spec, GErro
                                  nearest ? "'?" : "");
     }
     thread = spec->iothread ? config_find(config, CONFIG_OBJECT, spec->iothread) : NULL;
+    if (thread && strcmp(json_object_get_string_member(thread->options, "qom-type"), "iothread") != 0) {
+        return config_item_error(spec->item, "iothread", errp, EINVAL, "object '%s' is not an iothread",
+                                 spec->iothread);
+    }
     if (spec->iothread && !thread) {
         nearest = config_nearest(config, CONFIG_OBJECT, spec->iothread);
         return config_item_error(spec->item, "iothread", errp, ENOENT, "there is no iothread '%s'%s%s%s",
@@ -244,83 +247,4 @@ bool exports_directory_allow_other(const GPtrArray *exports, bool mount_option, 
         *out = mount_option ? FUSE_ALLOW_OTHER_ON : spec->allow_other;
     }
     return true;
-}
-
-/* ---- Objects */
-
-IothreadSpec *iothread_spec_new(const char *id)
-{
-    IothreadSpec *spec = g_new0(IothreadSpec, 1);
-
-    spec->id = g_strdup(id);
-    spec->poll_max_ns = IOTHREAD_POLL_DEFAULT_NS;
-    return spec;
-}
-
-void iothread_spec_free(IothreadSpec *spec)
-{
-    g_free(spec->id);
-    g_free(spec);
-}
-
-static bool read_iothread(BlockOptions *opts, IothreadSpec *spec, GError **errp)
-{
-    static const BlockForeignOption foreign[] = {
-        {"poll-grow", "0"},
-        {"poll-shrink", "0"},
-        {"aio-max-batch", "0"},
-        {NULL, NULL},
-    };
-
-    return block_options_refuse_foreign(opts, foreign, errp) &&
-           block_options_get_uint64(opts, "poll-max-ns", 0, IOTHREAD_POLL_MAX_NS, &spec->poll_max_ns, errp) &&
-           block_options_finish(opts, errp);
-}
-
-/* Adds an iothread to specs. */
-static bool read_object(const ConfigItem *item, GPtrArray *specs, GError **errp)
-{
-    static const char *const known[] = {"iothread", "throttle-group", "secret", NULL};
-    g_autoptr(BlockOptions) opts = block_options_new(item->what, "", item->options);
-    g_autofree char *type = NULL;
-    g_autofree char *id = NULL;
-    const char *nearest;
-
-    if (!block_options_require_string(opts, "qom-type", &type, errp) ||
-        !block_options_require_string(opts, "id", &id, errp)) {
-        return false;
-    }
-    if (strcmp(type, "iothread") == 0) {
-        IothreadSpec *spec = iothread_spec_new(item->name);
-
-        g_ptr_array_add(specs, spec);
-        return read_iothread(opts, spec, errp);
-    }
-    if (g_strv_contains(known, type)) {
-        return block_options_error(opts, "qom-type", errp, ENOTSUP,
-                                   "objects of type '%s' are not supported yet", type);
-    }
-    nearest = text_nearest(type, known);
-    if (nearest) {
-        return block_options_error(opts, "qom-type", errp, EINVAL, "unknown type '%s', did you mean '%s'?",
-                                   type, nearest);
-    }
-    return block_options_error(opts, "qom-type", errp, EINVAL, "unknown type '%s', expected 'iothread'",
-                               type);
-}
-
-GPtrArray *iothreads_read(const Config *config, GError **errp)
-{
-    g_autoptr(GPtrArray) specs = g_ptr_array_new_with_free_func((GDestroyNotify)iothread_spec_free);
-    const GPtrArray *objects = config_objects(config);
-
-    for (guint i = 0; i < objects->len; i++) {
-        const ConfigItem *item = objects->pdata[i];
-
-        if (!read_object(item, specs, errp)) {
-            config_item_locate_error(item, errp);
-            return NULL;
-        }
-    }
-    return g_steal_pointer(&specs);
 }

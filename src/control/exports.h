@@ -1,5 +1,5 @@
 /*
- * What is to be exported, and the iothreads: exports and objects of a Config, read and checked.
+ * What is to be exported: the exports of a Config, read and checked.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -29,23 +29,9 @@ typedef struct ExportSpec {
 
 /*
  * The exports (ExportSpec, owned by the array) of config, or, where it has none, one for each of `roots`
- * (ConfigItem). Exports and objects are checked in full. NULL and *errp.
+ * (ConfigItem). Exports are checked in full. NULL and *errp.
  */
 GPtrArray *exports_read(const Config *config, const GPtrArray *roots, GError **errp);
-
-/* A thread to be started. */
-typedef struct IothreadSpec {
-    char *id;
-    uint64_t poll_max_ns; /* see aio_context_set_poll_max() */
-} IothreadSpec;
-
-/* With the defaults. */
-IothreadSpec *iothread_spec_new(const char *id);
-void iothread_spec_free(IothreadSpec *spec);
-
-/* The iothread objects (IothreadSpec, owned by the array). Objects of other types are errors: NULL and *errp.
- */
-GPtrArray *iothreads_read(const Config *config, GError **errp);
 
 /*
  * Who may use the mounted directory: what its exports say, which must be one thing, or off; on where

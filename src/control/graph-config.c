@@ -13,6 +13,7 @@
 
 #include "block/driver.h"
 #include "control/node-options.h"
+#include "control/objects.h"
 #include "util/error.h"
 #include "util/text.h"
 
@@ -306,6 +307,9 @@ static bool check_and_claim(Config *config, ConfigItem *item, const char *base, 
     }
     if (item->kind == CONFIG_EXPORT) {
         anchor_mountpoint(item->options, base);
+    }
+    if (item->kind == CONFIG_OBJECT) {
+        object_options_anchor(item->options, base);
     }
     if (item->kind != CONFIG_NODE) {
         return true;

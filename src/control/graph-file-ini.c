@@ -28,6 +28,8 @@ static const struct {
     {"iothread", CONFIG_OBJECT, "iothread"},
     {"throttle-group", CONFIG_OBJECT, "throttle-group"},
     {"secret", CONFIG_OBJECT, "secret"},
+    {"tls-creds-psk", CONFIG_OBJECT, "tls-creds-psk"},
+    {"tls-creds-x509", CONFIG_OBJECT, "tls-creds-x509"},
 };
 
 typedef struct Scanner {

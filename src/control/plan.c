@@ -30,12 +30,9 @@ static unsigned default_queues(void)
 static bool plan_iothreads(Plan *plan, GError **errp)
 {
     const CommandLine *line = plan->line;
-    g_autoptr(GPtrArray) named = iothreads_read(line->config, errp);
+    GPtrArray *named = plan->objects->iothreads;
     unsigned asked = line->one_queue ? 1 : line->mount->queues;
 
-    if (!named) {
-        return false;
-    }
     if (named->len > MOUNT_MAX_QUEUES) {
         bg_error_set(errp, E2BIG, "%u iothreads are too many: at most %d", named->len, MOUNT_MAX_QUEUES);
         return false;
@@ -54,7 +51,6 @@ static bool plan_iothreads(Plan *plan, GError **errp)
 
         g_ptr_array_add(named, iothread_spec_new(id));
     }
-    plan->iothreads = g_steal_pointer(&named);
     return true;
 }
 
@@ -121,12 +117,27 @@ static void make_read_only(const Config *config)
     }
 }
 
+/* Of an image behind a URI without --format. Whether it can be written to is known when it is open. */
+static void plan_probe(Plan *plan)
+{
+    const CommandLine *line = plan->line;
+
+    plan->probe = line->format ? NULL : line->uri_name;
+    for (guint i = 0; line->uri_name && i < plan->exports->len; i++) {
+        ExportSpec *spec = plan->exports->pdata[i];
+
+        if (g_str_equal(spec->id, line->uri_name)) {
+            spec->writable = EXPORT_AS_NODE;
+        }
+    }
+}
+
 static bool make(Plan *plan, CommandLine *line, GError **errp)
 {
     g_autoptr(GPtrArray) roots = g_ptr_array_new();
 
     if (!source_add(line, &plan->notice, errp) || !config_resolve(line->config, roots, errp) ||
-        !plan_iothreads(plan, errp)) {
+        !(plan->objects = objects_read(line->config, errp)) || !plan_iothreads(plan, errp)) {
         return false;
     }
     plan->exports = exports_read(line->config, roots, errp);
@@ -138,6 +149,7 @@ static bool make(Plan *plan, CommandLine *line, GError **errp)
         make_read_only(line->config);
     }
     choose_event_loop(line);
+    plan_probe(plan);
     return true;
 }
 
@@ -163,7 +175,7 @@ void plan_free(Plan *plan)
         return;
     }
     g_clear_pointer(&plan->exports, g_ptr_array_unref);
-    g_clear_pointer(&plan->iothreads, g_ptr_array_unref);
+    g_clear_pointer(&plan->objects, objects_free);
     g_free(plan->fsname);
     g_free(plan->notice);
     g_free(plan);

@@ -8,11 +8,13 @@
 
 #include "control/command-line.h"
 #include "control/exports.h"
+#include "control/objects.h"
 
 typedef struct Plan {
     const CommandLine *line;    /* borrowed; its nodes are in the order to open them in */
     GPtrArray *exports;         /* ExportSpec */
-    GPtrArray *iothreads;       /* IothreadSpec: at least one */
+    const char *probe;          /* the node whose format is to be looked for when it is opened; NULL: none */
+    Objects *objects;           /* with at least one iothread */
     FuseAllowOther allow_other; /* of the mounted directory */
     char *fsname;               /* the device in the list of mounts */
     char *notice;               /* what to tell the user once all is up; may be NULL */

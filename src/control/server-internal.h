@@ -28,7 +28,7 @@ struct Server {
     ServerState state;
     AioContext *ctx;
     GMainLoop *loop;
-    GPtrArray *iothreads;  /* IoThread, in the order of plan->iothreads */
+    GPtrArray *iothreads;  /* IoThread, in the order of plan->objects->iothreads */
     AioContext **contexts; /* theirs */
     BlockGraph *graph;
     GPtrArray *mounts; /* ServerMount */

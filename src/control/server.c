@@ -27,6 +27,7 @@
 #include "aio/iothread.h"
 #include "aio/thread-pool.h"
 #include "control/daemonize.h"
+#include "control/probe.h"
 #include "control/server-internal.h"
 #include "util/error.h"
 #include "util/log.h"
@@ -176,9 +177,9 @@ static bool start_threads(Server *server, GError **errp)
 {
     const Plan *plan = server->plan;
 
-    server->contexts = g_new0(AioContext *, plan->iothreads->len);
-    for (guint i = 0; i < plan->iothreads->len; i++) {
-        const IothreadSpec *spec = plan->iothreads->pdata[i];
+    server->contexts = g_new0(AioContext *, plan->objects->iothreads->len);
+    for (guint i = 0; i < plan->objects->iothreads->len; i++) {
+        const IothreadSpec *spec = plan->objects->iothreads->pdata[i];
         IoThread *thread = iothread_new(spec->id, plan->line->mount->event_loop, -1, errp);
 
         if (!thread) {
@@ -192,6 +193,38 @@ static bool start_threads(Server *server, GError **errp)
     return true;
 }
 
+static void copy_member(JsonObject *from, const char *key, JsonNode *value, gpointer to)
+{
+    json_object_set_member(to, key, json_node_copy(value));
+}
+
+/* The format of the image that SOURCE names by a URI, where it is to be found out. */
+static bool coroutine_fn co_probe(Server *server, const ConfigItem *item)
+{
+    const char *format;
+
+    if (!server->plan->probe || !g_str_equal(item->name, server->plan->probe)) {
+        return true;
+    }
+    g_autoptr(JsonObject) file = json_object_new();
+
+    json_object_foreach_member(json_object_get_object_member(item->options, "file"), copy_member, file);
+    json_object_set_boolean_member(file, "read-only", TRUE);
+    format = probe_co_node(server->graph, file, server->open_errp);
+    if (!format || !block_driver_find(format, server->open_errp)) {
+        return false;
+    }
+    json_object_set_string_member(item->options, "driver", format);
+    if (g_str_equal(format, "raw") && !server->plan->line->mount->read_only) {
+        json_object_set_boolean_member(item->options, "read-only", TRUE);
+        bg_log(BG_LOG_WARNING,
+               "'%s' looks like a raw image and is exported read-only, since the format was guessed: "
+               "--format=raw makes it writable",
+               item->name);
+    }
+    return true;
+}
+
 static void coroutine_fn co_open_nodes(void *opaque)
 {
     Server *server = opaque;
@@ -200,7 +233,7 @@ static void coroutine_fn co_open_nodes(void *opaque)
     for (guint i = 0; i < nodes->len; i++) {
         const ConfigItem *item = nodes->pdata[i];
 
-        if (!block_node_co_open(server->graph, item->options, server->open_errp)) {
+        if (!co_probe(server, item) || !block_node_co_open(server->graph, item->options, server->open_errp)) {
             config_item_locate_error(item, server->open_errp);
             return;
         }
@@ -279,7 +312,8 @@ static bool open_graph(Server *server, GError **errp)
 {
     server->graph = block_graph_new(server->ctx);
     block_graph_set_homes(server->graph, server->contexts, server->iothreads->len);
-    return open_nodes(server, errp) && make_exports(server, errp);
+    return objects_add_to_graph(server->plan->objects, server->graph, errp) && open_nodes(server, errp) &&
+           make_exports(server, errp);
 }
 
 static void coroutine_fn co_retreat(void *opaque)
@@ -336,7 +370,7 @@ static FuseMountConfig mount_config(Server *server)
 static AioContext *const *find_context(const Server *server, const char *iothread)
 {
     for (guint i = 0; i < server->iothreads->len; i++) {
-        if (g_str_equal(((const IothreadSpec *)server->plan->iothreads->pdata[i])->id, iothread)) {
+        if (g_str_equal(((const IothreadSpec *)server->plan->objects->iothreads->pdata[i])->id, iothread)) {
             return &server->contexts[i];
         }
     }

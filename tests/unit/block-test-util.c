@@ -314,6 +314,21 @@ BlockChild *test_attach(BlockNode *parent, BlockNode *child, const char *name)
     return edge;
 }
 
+void coroutine_fn test_write_bytes(BlockBackend *blk, int64_t offset, size_t n, int byte)
+{
+    g_autofree uint8_t *buf = g_malloc(n);
+    memset(buf, byte, n);
+    g_assert_cmpint(block_backend_co_pwrite(blk, offset, (int64_t)n, buf, 0), ==, 0);
+}
+
+void coroutine_fn test_check_bytes(BlockBackend *blk, int64_t offset, size_t n, int byte)
+{
+    g_autofree uint8_t *buf = g_malloc(n), *want = g_malloc(n);
+    memset(want, byte, n);
+    g_assert_cmpint(block_backend_co_pread(blk, offset, (int64_t)n, buf), ==, 0);
+    test_assert_mem("bytes", buf, want, n);
+}
+
 void test_check_error(GError **err, int errnum, const char *words, ...)
 {
     g_assert_nonnull(*err);

@@ -7,18 +7,37 @@
 
 #include "graph-test.h"
 
+#include <glib/gstdio.h>
+
+#include "control/objects.h"
 #include "control/resolve.h"
+
+const char graph_test_lab[] = "# a comment\n"
+                              "[node base]\n"
+                              "driver = raw\n"
+                              "  read-only=on  \n"
+                              "file.driver = file\n"
+                              "file.filename = base.img\r\n"
+                              "\n"
+                              "[node top]\n"
+                              "driver=raw\n"
+                              "file=base\n"
+                              "[export top.img]\n"
+                              "node = top\n"
+                              "growable = on\n"
+                              "writable = on\n"
+                              "[iothread io1]\n";
 
 GPtrArray *graph_test_read(Config *config, GraphTestParse *parse, const char *text, GError **errp)
 {
     g_autoptr(GPtrArray) roots = g_ptr_array_new();
-    g_autoptr(GPtrArray) threads = NULL;
+    g_autoptr(Objects) objects = NULL;
 
     if (!parse(config, "g", text, GRAPH_TEST_BASE, errp) || !config_resolve(config, roots, errp)) {
         return NULL;
     }
-    threads = iothreads_read(config, errp);
-    return threads ? exports_read(config, roots, errp) : NULL;
+    objects = objects_read(config, errp);
+    return objects ? exports_read(config, roots, errp) : NULL;
 }
 
 void graph_test_refused(GraphTestParse *parse, const char *text, const char *message)
@@ -44,4 +63,27 @@ void graph_test_accepted(GraphTestParse *parse, Config *config, const char *text
     } else {
         g_ptr_array_unref(found);
     }
+}
+
+char *graph_test_dir_new(void)
+{
+    char *dir = g_dir_make_tmp("blockgraph-test-XXXXXX", NULL);
+
+    g_assert_nonnull(dir);
+    return dir;
+}
+
+void graph_test_dir_free(char *dir)
+{
+    GDir *entries = g_dir_open(dir, 0, NULL);
+    const char *name;
+
+    while ((name = g_dir_read_name(entries))) {
+        g_autofree char *path = g_build_filename(dir, name, NULL);
+
+        g_unlink(path);
+    }
+    g_dir_close(entries);
+    g_rmdir(dir);
+    g_free(dir);
 }

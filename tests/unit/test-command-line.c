@@ -5,6 +5,8 @@
  */
 #include "config.h"
 
+#include "graph-test.h"
+
 #include <errno.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -199,18 +201,22 @@ static void test_items(void)
 
 static void test_plan(void)
 {
-    g_autoptr(CommandLine) line = accept_line(WORDS(NODE, "--object", "iothread,id=io", "none", "/m"));
+    g_autoptr(CommandLine) line =
+        accept_line(WORDS(NODE, "--object", "iothread,id=io,poll-max-ns=5000", "none", "/m"));
     g_autoptr(GError) error = NULL;
     g_autoptr(Plan) plan = plan_new(line, &error);
     g_autoptr(CommandLine) three = accept_line(WORDS(NODE, "-o", "queues=3,fsname=lab,ro", "none", "/m"));
     g_autoptr(Plan) plan_of_three = plan_new(three, &error);
 
     g_assert_no_error(error);
-    g_assert_cmpuint(plan->iothreads->len, ==, 1);
-    g_assert_cmpstr(plan->iothreads->pdata[0], ==, "io");
+    const IothreadSpec *thread = plan->objects->iothreads->pdata[0];
+
+    g_assert_cmpuint(plan->objects->iothreads->len, ==, 1);
+    g_assert_cmpstr(thread->id, ==, "io");
+    g_assert_cmpuint(thread->poll_max_ns, ==, 5000);
     g_assert_cmpuint(plan->exports->len, ==, 1);
     g_assert_cmpstr(plan->fsname, ==, "none");
-    g_assert_cmpuint(plan_of_three->iothreads->len, ==, 3);
+    g_assert_cmpuint(plan_of_three->objects->iothreads->len, ==, 3);
     g_assert_cmpstr(plan_of_three->fsname, ==, "lab");
     g_assert_true(
         json_object_get_boolean_member(config_find(three->config, CONFIG_NODE, "n")->options, "read-only"));
@@ -488,27 +494,12 @@ static void test_help_and_mount_options(void)
     }
 }
 
-static void remove_dir(void)
-{
-    GDir *entries = g_dir_open(dir, 0, NULL);
-    const char *name;
-
-    while ((name = g_dir_read_name(entries))) {
-        g_autofree char *path = g_build_filename(dir, name, NULL);
-
-        g_unlink(path);
-    }
-    g_dir_close(entries);
-    g_rmdir(dir);
-    g_free(dir);
-}
-
 int main(int argc, char **argv)
 {
     int status;
 
     g_test_init(&argc, &argv, NULL);
-    dir = g_dir_make_tmp("test-command-line-XXXXXX", NULL);
+    dir = graph_test_dir_new();
     g_test_add_func("/command-line/operands", test_operands);
     g_test_add_func("/command-line/flags", test_flags);
     g_test_add_func("/command-line/bad-options", test_bad_options);
@@ -525,6 +516,6 @@ int main(int argc, char **argv)
     g_test_add_func("/command-line/help-and-man-page", test_help_and_man_page);
     g_test_add_func("/command-line/help-and-mount-options", test_help_and_mount_options);
     status = g_test_run();
-    remove_dir();
+    graph_test_dir_free(dir);
     return status;
 }

@@ -24,29 +24,13 @@ static void assert_node(Config *config, const char *name, const char *expected)
 
 /* ---- INI */
 
-static const char lab[] = "# a comment\n"
-                          "[node base]\n"
-                          "driver = raw\n"
-                          "  read-only=on  \n"
-                          "file.driver = file\n"
-                          "file.filename = base.img\r\n"
-                          "\n"
-                          "[node top]\n"
-                          "driver=raw\n"
-                          "file=base\n"
-                          "[export top.img]\n"
-                          "node = top\n"
-                          "growable = on\n"
-                          "writable = on\n"
-                          "[iothread io1]\n";
-
 static void test_ini(void)
 {
     g_autoptr(Config) config = config_new();
     g_autoptr(GPtrArray) exports = NULL;
     ExportSpec *spec;
 
-    graph_test_accepted(graph_file_parse_ini, config, lab, &exports);
+    graph_test_accepted(graph_file_parse_ini, config, graph_test_lab, &exports);
     assert_node(
         config, "base",
         "{\"node-name\":\"base\",\"driver\":\"raw\",\"read-only\":\"on\",\"file\":{\"driver\":\"file\","
@@ -100,10 +84,11 @@ static void test_ini_syntax(void)
     refused_ini("[node]\n", "g:1: a section of this type needs a name: [node NAME]");
     refused_ini("[node ]\n", "g:1: a section of this type needs a name: [node NAME]");
     refused_ini("[]\n",
-                "g:1: unknown section '', expected one of node, export, iothread, throttle-group, secret");
+                "g:1: unknown section '', expected one of node, export, iothread, throttle-group, secret, "
+                "tls-creds-psk, tls-creds-x509");
     refused_ini("[nodes a]\n", "g:1: unknown section 'nodes', did you mean 'node'?");
     refused_ini("[xyzzy a]\n", "g:1: unknown section 'xyzzy', expected one of node, export, iothread, "
-                               "throttle-group, secret");
+                               "throttle-group, secret, tls-creds-psk, tls-creds-x509");
     refused_ini("[node a]\n = x\n", "g:2: node 'a': option '': the name is empty");
     refused_ini("[node a]\nx y = x\n", "g:2: node 'a': option 'x y': not a valid option name");
     refused_ini("[node a]\na..b = x\n", "g:2: node 'a': option 'a..b': not a valid option name");

@@ -171,10 +171,27 @@ static void test_objects(void)
     refused_ini(
         "[throttle-group slow]\nlimits.iops-total=500\n",
         "g:1: object 'slow': option 'qom-type': objects of type 'throttle-group' are not supported yet");
-    refused_ini("[secret s]\nfile=x\n",
-                "g:1: object 's': option 'qom-type': objects of type 'secret' are not supported yet");
-    refused_ini("[iothread io]\npoll-max-ns=5\n",
-                "g:2: object 'io': option 'poll-max-ns': is not supported, other than 0");
+    refused_ini("[secret s]\ndata=x\n",
+                "g:2: object 's': option 'data': a secret in clear would be seen by others: "
+                "put it into a file and say file=");
+    refused_ini("[secret s]\n", "g:1: object 's': option 'file': either this or 'credential' is required");
+    refused_ini("[secret s]\nfile=a\ncredential=b\n",
+                "g:2: object 's': option 'file': either this or 'credential' is required");
+    refused_ini("[secret s]\ncredential=../b\n",
+                "g:2: object 's': option 'credential': '../b' is not a name of a credential");
+    refused_ini("[secret s]\nfile=a\nformat=hex\n",
+                "g:3: object 's': option 'format': unknown value 'hex', expected one of raw, base64");
+    refused_ini("[secret s]\nfile=a\nkeyid=k\n", "g:3: object 's': option 'keyid': is not supported");
+    refused_ini("[tls-creds-psk t]\n", "g:1: object 't': option 'dir': is required");
+    refused_ini("[tls-creds-x509 t]\nendpoint=server\n",
+                "g:2: object 't': option 'endpoint': nothing here is a server: 'client' is supported");
+    refused_ini("[tls-creds-x509 t]\npasswordid=s\n",
+                "g:2: object 't': option 'passwordid': is not supported");
+    refused_ini("[iothread io]\npoll-grow=5\n",
+                "g:2: object 'io': option 'poll-grow': is not supported, other than 0");
+    refused_ini(
+        "[node n]\ndriver=null-co\n[secret s]\nfile=x\n[export e]\nnode=n\nmountpoint=/x\niothread=s\n",
+        "g:8: export 'e': option 'iothread': object 's' is not an iothread");
     refused_json("{\"objects\": [{\"id\": \"a\", \"qom-type\": \"iothred\"}]}",
                  "g:1: object 'a': option 'qom-type': unknown type 'iothred', did you mean 'iothread'?");
     refused_json("{\"objects\": [{\"id\": \"a\"}]}", "g:1: object 'a': option 'qom-type': is required");

@@ -34,9 +34,11 @@
 
 /* A request that waits for the link to change its state. */
 typedef struct RemoteWaiter {
+    RemoteLink *link;
     Coroutine *co;
     AioTimer timer;
-    bool woken;
+    GList entry;
+    bool queued; /* in link->waiters: nobody has woken it */
 } RemoteWaiter;
 
 static void set_state(RemoteLink *link, RemoteLinkState state)
@@ -63,39 +65,45 @@ static void set_state(RemoteLink *link, RemoteLinkState state)
 
 /* ---- Waiting */
 
-static void wake(RemoteWaiter *waiter)
-{
-    if (!waiter->woken) {
-        waiter->woken = true;
-        aio_co_wake(waiter->co);
-    }
-}
-
+/* Outside of coroutines this runs the request, which may wait again: so only those that wait now. */
 static void wake_all(RemoteLink *link)
 {
-    for (GList *l = link->waiters.head; l; l = l->next) {
-        wake(l->data);
+    GQueue now = link->waiters;
+    GList *entry;
+
+    g_queue_init(&link->waiters);
+    for (GList *l = now.head; l; l = l->next) {
+        ((RemoteWaiter *)l->data)->queued = false;
+    }
+    while ((entry = g_queue_pop_head_link(&now))) {
+        aio_co_wake(((RemoteWaiter *)entry->data)->co);
     }
 }
 
 static void waiter_timeout(void *opaque)
 {
-    wake(opaque);
+    RemoteWaiter *waiter = opaque;
+
+    if (waiter->queued) {
+        waiter->queued = false;
+        g_queue_unlink(&waiter->link->waiters, &waiter->entry);
+        aio_co_wake(waiter->co);
+    }
 }
 
 /* Until the state changes, or `until_ns`. */
 static void coroutine_fn co_wait(RemoteLink *link, int64_t until_ns)
 {
-    RemoteWaiter waiter = {.co = coroutine_self()};
-    GList entry = {.data = &waiter};
+    RemoteWaiter waiter = {.link = link, .co = coroutine_self(), .queued = true};
+
+    waiter.entry.data = &waiter;
 
     aio_timer_init(&waiter.timer, link->ctx, waiter_timeout, &waiter);
     if (until_ns != INT64_MAX) {
         aio_timer_mod(&waiter.timer, until_ns);
     }
-    g_queue_push_tail_link(&link->waiters, &entry);
+    g_queue_push_tail_link(&link->waiters, &waiter.entry);
     coroutine_yield();
-    g_queue_unlink(&link->waiters, &entry);
     aio_timer_del(&waiter.timer);
 }
 

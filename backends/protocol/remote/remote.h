@@ -95,18 +95,18 @@ struct RemoteLink {
 
     /* -- the thread of ctx; ctx changes only while the node is drained */
     AioContext *ctx;
-    RemoteLinkState state;
-    bool was_connected; /* ever */
-    bool is_down;       /* counted in remote->links_down */
-    bool quiet;         /* in a drained section: no attempts but for requests that wait */
-    bool timed_out;     /* the last loss: no answer within the deadline */
-    unsigned attempts;  /* since it was connected */
-    unsigned running;   /* requests that are sent, or about to be */
-    Coroutine *attempt; /* the coroutine that runs co_connect, or NULL */
-    AioTimer retry;     /* BACKOFF: the next attempt */
-    AioTimer deadline;  /* CONNECTING: of the attempt */
-    AioTimer limit;     /* the daemon ends: of everything that waits */
-    GQueue waiters;     /* RemoteWaiter, for a change of state */
+    _Atomic RemoteLinkState state; /* any thread may look */
+    bool was_connected;            /* ever */
+    bool is_down;                  /* counted in remote->links_down */
+    bool quiet;                    /* in a drained section: no attempts but for requests that wait */
+    bool timed_out;                /* the last loss: no answer within the deadline */
+    unsigned attempts;             /* since it was connected */
+    unsigned running;              /* requests that are sent, or about to be */
+    Coroutine *attempt;            /* the coroutine that runs co_connect, or NULL */
+    AioTimer retry;                /* BACKOFF: the next attempt */
+    AioTimer deadline;             /* CONNECTING: of the attempt */
+    AioTimer limit;                /* the daemon ends: of everything that waits */
+    GQueue waiters;                /* RemoteWaiter, for a change of state */
 
     /* -- main thread */
     bool closing; /* no more bottom halves may be sent to it */
