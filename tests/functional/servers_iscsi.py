@@ -84,6 +84,9 @@ class Target:
             for daemon in self.place.daemons:
                 if not daemon.finished and daemon.is_running():
                     daemon.stop()
+        except AssertionError:
+            self.place.bundle("the daemon did not end well")
+            raise
         finally:
             self.end()
 

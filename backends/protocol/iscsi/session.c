@@ -150,24 +150,26 @@ static void session_failed(IscsiState *s, int errnum, const char *cause)
 
 static void update_watch(IscsiState *s);
 
-/* Whether the connection has ended, which the library may not have told. */
-static bool is_closed(IscsiState *s)
+/* Why the connection has ended, which the library may not have told; NULL: it has not. */
+static const char *why_closed(IscsiState *s)
 {
     char byte;
     ssize_t n = recv(s->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
 
-    return n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR && errno != ENOTCONN);
+    if (n == 0) {
+        return "the target closed the connection";
+    }
+    return n > 0 || errno == EAGAIN || errno == EINTR || errno == ENOTCONN ? NULL : g_strerror(errno);
 }
 
+/* The library's own text may be that of an earlier failure. */
 static void failed_in_library(IscsiState *s)
 {
-    const char *text = iscsi_get_error(s->iscsi);
-    /* An end of file has no text of its own, and this one says that there is no reconnecting by itself. */
-    bool says_nothing = !text || !*text || strstr(text, "Can not reconnect");
-    g_autofree char *cause = g_strdup(says_nothing ? "the target closed the connection" : text);
+    const char *closed = why_closed(s);
+    g_autofree char *cause = g_strdup(closed ? closed : iscsi_get_error(s->iscsi));
 
     g_strchomp(g_strdelimit(cause, "\n", ' '));
-    session_failed(s, ECONNRESET, cause);
+    session_failed(s, ECONNRESET, *cause ? cause : "the library gave up the session");
 }
 
 /* False: the session is gone. */
@@ -198,7 +200,7 @@ static void serve(IscsiState *s, int events)
 {
     bool alive = call_library(s, events);
 
-    if (alive && g_queue_is_empty(&s->finished) && (events & POLLIN) && is_closed(s)) {
+    if (alive && g_queue_is_empty(&s->finished) && (events & POLLIN) && why_closed(s)) {
         failed_in_library(s);
         return;
     }
@@ -280,12 +282,18 @@ void iscsi_keepalive(void *opaque)
         remote_link_lost(&s->link, ETIMEDOUT, "the target does not answer pings");
         return;
     }
+    if (!s->ping_pending && now_ns - s->ping_sent_ns < KEEPALIVE_NS) {
+        aio_timer_mod(&s->keepalive, s->ping_sent_ns + KEEPALIVE_NS);
+        return;
+    }
     if (!s->ping_pending && iscsi_nop_out_async(s->iscsi, pong, NULL, 0, s) == 0) {
         s->ping_pending = true;
         s->ping_sent_ns = now_ns;
         iscsi_send_soon(s);
     }
-    aio_timer_mod(&s->keepalive, now_ns + KEEPALIVE_NS);
+    int64_t limit_ns = ping_limit_ns(s);
+
+    aio_timer_mod(&s->keepalive, now_ns + MIN(KEEPALIVE_NS, limit_ns));
 }
 
 void iscsi_keepalive_start(IscsiState *s)
