@@ -23,6 +23,7 @@
     X(http)                                                                                                  \
     X(https)                                                                                                 \
     X(nbd)                                                                                                   \
+    X(iscsi)                                                                                                 \
     X(null_aio)                                                                                              \
     X(null_co)                                                                                               \
     X(qcow2)                                                                                                 \
