@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+import harness
 import system
 from harness import DISK
 from system import MiB
@@ -337,7 +338,9 @@ def test_out_of_descriptors(place):
         done = place.run("prlimit", f"--nofile={limit}:{limit}", place.binary, "--format=raw", "-o", "queues=2",
                          "disk.img", mountpoint, check=False)
         if done.returncode == 0:
+            [process] = system.children(mountpoint)
             place.run("umount", mountpoint)
+            assert system.AdoptedProcess(process.pid).wait(timeout=20 * harness.TIME_SCALE) == 0
             break
         assert not system.mounts(place.path), f"limit {limit} left a mount: {done.stderr}"
         assert done.returncode == 1
