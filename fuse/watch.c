@@ -64,6 +64,23 @@ static void leave(FuseQueue *queue)
     }
 }
 
+static void leave_bh(void *opaque)
+{
+    FuseQueue *queue = opaque;
+    if (queue->state == FUSE_QUEUE_RUNNING && !fuse_watch_is_watcher(queue)) {
+        queue->transport->stop(queue);
+    }
+}
+
+/* The last one that came leaves, whichever it is. Any thread. */
+static void dismiss_last(FuseMount *mount)
+{
+    unsigned n = atomic_load(&mount->watch.watchers);
+    if (n > 1 && atomic_compare_exchange_strong(&mount->watch.watchers, &n, n - 1)) {
+        aio_bh_schedule_oneshot(mount->queues[n - 1].ctx, leave_bh, &mount->queues[n - 1]);
+    }
+}
+
 /* ---- Load */
 
 /* CPU time that the thread has worked: without what it looked for work. */
@@ -114,7 +131,7 @@ static void trial_end(FuseQueue *queue, int64_t now) BG_REQUIRES(queue->mount->w
     }
     watch->next_trial = now + watch->trial_interval;
     watch->trial_interval = MIN(watch->trial_interval * 2, TRIAL_MAX_INTERVAL_NS);
-    leave(queue);
+    dismiss_last(queue->mount);
 }
 
 /* What a window of `wall` ns that ends now says. */
@@ -125,8 +142,8 @@ static void judge(FuseQueue *queue, int64_t now, int64_t wall) BG_REQUIRES(queue
     int64_t busy = (worked_ns(queue) - load->window_cpu) * 100 / wall;
     bool in_vain = load->empty > load->batches / 2;
     if (watch->trial_start != 0) {
-        bool on_trial = queue->index + 1 == atomic_load(&watch->watchers);
-        if (on_trial && now - watch->trial_start >= TRIAL_NS) {
+        /* Not only the queue on trial looks: it may get nothing. */
+        if (now - watch->trial_start >= TRIAL_NS) {
             trial_end(queue, now);
         }
     } else if (busy >= BUSY_PERCENT && load->full > load->batches / 2) {
