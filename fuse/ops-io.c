@@ -323,7 +323,8 @@ static int coroutine_fn fallocate_export(FuseExport *exp, const struct fuse_fall
     /* "All from there on" may be said by any length, where the file stays as long as it is. */
     bool cut = arg->mode == (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE) ||
                arg->mode == (FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE);
-    if (!cut && (arg->offset > BLOCK_MAX_LENGTH || arg->length > BLOCK_MAX_LENGTH - arg->offset)) {
+    uint64_t most = cut ? INT64_MAX : BLOCK_MAX_LENGTH;
+    if (arg->offset > most || arg->length > most - arg->offset) {
         return -EFBIG;
     }
     switch (arg->mode) {

@@ -17,6 +17,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <string.h>
+#include <sys/socket.h>
 
 #include "backends/protocol/nbd/nbd.h"
 #include "util/error.h"
@@ -83,15 +84,25 @@ void nbd_conn_after_call(NbdConn *conn)
     wake_done(conn);
 }
 
+/*
+ * libnbd may be told that there is something to read only where that is so: else it waits for a reply, and
+ * sends nothing meanwhile. An event may come late, when the other direction's handler has read all.
+ */
+static bool is_readable(const NbdConn *conn)
+{
+    char byte;
+
+    return nbd_aio_get_direction(conn->nbd) & LIBNBD_AIO_DIRECTION_READ &&
+           (recv(conn->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) >= 0 || errno != EAGAIN);
+}
+
+/* Several replies, before they are handed out: their requests then go on together. */
 static void on_readable(void *opaque)
 {
     NbdConn *conn = opaque;
 
-    for (unsigned i = 0; i < MAX_REPLIES; i++) {
-        unsigned before = conn->in_flight;
-
-        if (!(nbd_aio_get_direction(conn->nbd) & LIBNBD_AIO_DIRECTION_READ) ||
-            nbd_aio_notify_read(conn->nbd) < 0 || conn->in_flight == before || conn->in_flight == 0) {
+    for (unsigned i = 0; i < MAX_REPLIES && is_readable(conn) && nbd_aio_notify_read(conn->nbd) == 0; i++) {
+        if (conn->in_flight == 0) {
             break;
         }
     }

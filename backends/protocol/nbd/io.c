@@ -294,7 +294,8 @@ int coroutine_fn nbd_co_pwrite_zeroes(BlockNode *node, int64_t offset, int64_t b
         .op = NBD_ZERO, .offset = offset, .bytes = bytes, .flags = fua_flag(flags) | hole_flag(flags)};
     unsigned needed = NBD_CAP_ZERO;
 
-    if (flags & BLOCK_REQ_NO_FALLBACK) {
+    /* Where a hole will do, the server may take its time: nothing goes over the wire. */
+    if (flags & BLOCK_REQ_NO_FALLBACK && !(flags & BLOCK_REQ_MAY_UNMAP)) {
         req.flags |= LIBNBD_CMD_FLAG_FAST_ZERO;
         needed |= NBD_CAP_FAST_ZERO;
     }
