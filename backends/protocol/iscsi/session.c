@@ -21,6 +21,8 @@
 
 #include <errno.h>
 #include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -188,10 +190,30 @@ static bool has_output(const IscsiState *s)
     return s->iscsi && (iscsi_which_events(s->iscsi) & POLLOUT);
 }
 
-/* Send what there is, as far as the socket takes it. */
+static void cork(IscsiState *s, int on)
+{
+    setsockopt(s->fd, IPPROTO_TCP, TCP_CORK, &on, sizeof(on)); /* in vain: only slower */
+}
+
+/*
+ * Send what there is, as far as the socket takes it. The library makes a system call of each command; those of
+ * one round of the loop go to the target together, which wakes it once.
+ */
 static void send_now(IscsiState *s)
 {
-    if (has_output(s) && call_library(s, POLLOUT)) {
+    bool several = s->unsent > 1;
+
+    s->unsent = 0;
+    if (!has_output(s)) {
+        return;
+    }
+    if (several) {
+        cork(s, 1);
+    }
+    if (call_library(s, POLLOUT)) {
+        if (several) {
+            cork(s, 0);
+        }
         update_watch(s);
     }
 }
@@ -247,6 +269,7 @@ void iscsi_send_bh(void *opaque)
 
 void iscsi_send_soon(IscsiState *s)
 {
+    s->unsent++;
     if (!s->send_soon) {
         s->send_soon = true;
         aio_bh_schedule(s->send_bh);
