@@ -7,6 +7,7 @@ import errno
 import os
 import random
 import time
+from pathlib import Path
 
 import pytest
 
@@ -314,6 +315,71 @@ def test_target_that_cannot_prove_itself(place, tgt):
     refused_login(place, tgt, {**CHAP, **MUTUAL})
     tgt.add_account("disk", "wrongwrongwrong", outgoing=True)
     refused_login(place, tgt, {**CHAP, **MUTUAL})
+
+
+SECRETS = "[secret mine]\nfile = mine.secret\n[secret theirs]\nfile = theirs.secret\n"
+
+
+def write_secrets(place, mine="hunter2hunter2", theirs="mutualmutual"):
+    for name, text in (("mine", mine), ("theirs", theirs)):
+        place.write(f"{name}.secret", text).chmod(0o600)
+
+
+def with_secrets(tgt, more=""):
+    return SECRETS + tgt.graph(more="user = joe\npassword-secret = mine\n" + more)
+
+
+def test_chap_by_secrets(place, tgt):
+    """Both ways; and nobody can read the passwords where people look."""
+    tgt.add_account("joe", "hunter2hunter2")
+    tgt.add_account("disk", "mutualmutual", outgoing=True)
+    write_secrets(place)
+    daemon = place.mount(with_secrets(tgt, "target-user = disk\ntarget-password-secret = theirs\n"),
+                         stderr_allowed="requests fail")
+    with opened(daemon.file("disk"), os.O_RDONLY) as fd:
+        assert os.pread(fd, 512, 0) == bytes(512)
+        tgt.kill()
+        tgt.start()
+        assert os.pread(fd, 512, MiB) == bytes(512)  # it can log in again
+    seen = [daemon.said(), open(f"/proc/{daemon.pid}/cmdline").read(), open("/proc/self/mounts").read()]
+    seen += [daemon.graph(name) for name in
+             ("graph.txt", "graph.json", "graph.dot", "errors", "metrics", "nodes/host/options.json",
+              "nodes/host/stats.json")]
+    assert not any(word in text for text in seen for word in ("hunter2", "mutualmutual"))
+    assert "password-secret" in daemon.graph("nodes/host/options.json")
+
+
+def test_wrong_secrets(place, tgt):
+    tgt.add_account("joe", "hunter2hunter2")
+    tgt.add_account("disk", "mutualmutual", outgoing=True)
+    write_secrets(place, mine="wrongwrongwrong")
+    refused(place, with_secrets(tgt), "host", "uth")
+    write_secrets(place, theirs="wrongwrongwrong")
+    refused(place, with_secrets(tgt, "target-user = disk\ntarget-password-secret = theirs\n"), "host")
+    refused(place, with_secrets(tgt).replace("password-secret = mine", "password-secret = mime"),
+            "host", "password-secret", "mine")
+
+
+def test_example(place, tgt):
+    tgt.add_account("backup", "hunter2hunter2")
+    tgt.add_account("disk", "mutualmutual", outgoing=True)
+    write_secrets(place)
+    for name, example in (("mine", "chap"), ("theirs", "chap-target")):
+        (place.path / f"{name}.secret").rename(place.path / f"{example}.secret")
+    text = (Path(__file__).resolve().parents[2] / "examples" / "iscsi.conf").read_text()
+    assert "127.0.0.1:3260" in text and NAME in text
+    daemon = place.mount(text.replace("127.0.0.1:3260", f"127.0.0.1:{tgt.port}"))
+    with opened(daemon.file("disk.img")) as fd:
+        os.pwrite(fd, b"example", 0)
+        os.fsync(fd)
+    assert tgt.image.read_bytes()[:7] == b"example"
+
+
+def test_source_on_the_command_line(place, tgt):
+    mountpoint = place.directory()
+    daemon = place.start("--format=raw", tgt.url(), mountpoint, mountpoints=[mountpoint])
+    names = os.listdir(mountpoint)
+    assert len(names) == 1 and os.stat(daemon.file(names[0])).st_size == SIZE
 
 
 # ---- quiet

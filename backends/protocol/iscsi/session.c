@@ -196,8 +196,8 @@ static void cork(IscsiState *s, int on)
 }
 
 /*
- * Send what there is, as far as the socket takes it. The library makes a system call of each command; those of
- * one round of the loop go to the target together, which wakes it once.
+ * Send what there is, as far as the socket takes it. The library makes a system call of each command; those
+ * of one round of the loop go to the target together, which wakes it once.
  */
 static void send_now(IscsiState *s)
 {
