@@ -3,9 +3,13 @@
 SPDX-License-Identifier: GPL-2.0-or-later
 """
 
+import contextlib
 import errno
 import os
 import random
+import socket
+import struct
+import threading
 import time
 from pathlib import Path
 
@@ -258,6 +262,56 @@ def test_no_such_host(place):
 
 def test_no_such_target(place, tgt):
     refused(place, tgt.graph().replace(NAME, NAME + "x"), "host", "Target not found")
+
+
+class Pointer:
+    """A portal that answers every login with the address of another."""
+
+    def __init__(self, address):
+        self.text = f"TargetAddress={address}\0".encode()
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        self.logins = 0
+        threading.Thread(target=self.serve, daemon=True).start()
+
+    def serve(self):
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self.listener.accept()
+                with client:
+                    header = client.recv(48, socket.MSG_WAITALL)
+                    client.recv((int.from_bytes(header[5:8], "big") + 3) // 4 * 4, socket.MSG_WAITALL)
+                    self.logins += 1
+                    answer = bytes([0x23, header[1] & 0x0c, 0, 0]) + struct.pack(">I", len(self.text)) \
+                        + header[8:20] + bytes(4) + struct.pack(">III", 0, 1, 2) + bytes([1, 1]) + bytes(10)
+                    client.sendall(answer + self.text + bytes(-len(self.text) % 4))
+                    client.recv(1)  # until it closes
+
+    def close(self):
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+
+
+def test_redirected(place, tgt):
+    """A portal may say that the target is elsewhere for now."""
+    pointer = Pointer(f"127.0.0.1:{tgt.port},1")
+    daemon = place.mount(tgt.graph(port=pointer.port))
+    with opened(daemon.file("disk")) as fd:
+        os.pwrite(fd, b"here", 0)
+        os.fsync(fd)
+    assert pointer.logins == 1
+    assert tgt.image.read_bytes()[:4] == b"here"
+    pointer.close()
+
+
+def test_redirected_for_ever(place, tgt):
+    pointer = Pointer("x")
+    pointer.text = f"TargetAddress=127.0.0.1:{pointer.port},1\0".encode()
+    refused(place, tgt.graph(port=pointer.port), "host", "for ever")
+    assert pointer.logins == 5
+    pointer.text = b"TargetAddress=:,\0"
+    refused(place, tgt.graph(port=pointer.port), "host", "no address")
+    pointer.close()
 
 
 def test_no_such_lun(place, tgt):

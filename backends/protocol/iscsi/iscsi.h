@@ -89,7 +89,6 @@ typedef struct IscsiState {
     GQueue finished; /* IscsiOp whose coroutines are to be woken */
     bool cancelled;  /* the library gave up commands by itself */
     bool send_soon;  /* send_bh is scheduled */
-    unsigned unsent; /* commands since the last sending */
     AioBh *send_bh;
     AioTimer keepalive;
     bool ping_pending;

@@ -22,7 +22,6 @@
 #include <errno.h>
 #include <netdb.h>
 #include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <poll.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -84,10 +83,28 @@ static IscsiOp *next_finished(IscsiState *s)
     return link ? link->data : NULL;
 }
 
+/* They run from the loop, when whoever calls this has done with the state. */
+static void schedule_finished(IscsiState *s)
+{
+    IscsiOp *op;
+
+    while ((op = next_finished(s))) {
+        aio_co_schedule(s->link.ctx, op->co);
+    }
+}
+
+/*
+ * Requests go on at once. An attempt does not: one that fails while the node is opened lets the main thread
+ * free the state, which our caller still needs. (Who closes a node comes to this thread first.)
+ */
 static void wake_finished(IscsiState *s)
 {
     IscsiOp *op;
 
+    if (s->link.state != REMOTE_LINK_CONNECTED) {
+        schedule_finished(s);
+        return;
+    }
     while ((op = next_finished(s))) {
         aio_co_wake(op->co);
     }
@@ -108,7 +125,6 @@ static void unwatch(IscsiState *s)
 static void drop(IscsiState *s)
 {
     struct iscsi_context *iscsi = s->iscsi;
-    IscsiOp *op;
 
     if (!iscsi) {
         return;
@@ -121,9 +137,7 @@ static void drop(IscsiState *s)
         op_finish(s->running.head->data, SCSI_STATUS_CANCELLED);
     }
     iscsi_destroy_context(iscsi); /* calls back, which finds all done */
-    while ((op = next_finished(s))) {
-        aio_co_schedule(s->link.ctx, op->co);
-    }
+    schedule_finished(s);
 }
 
 static void iscsi_disconnect_link(RemoteLink *link)
@@ -190,30 +204,11 @@ static bool has_output(const IscsiState *s)
     return s->iscsi && (iscsi_which_events(s->iscsi) & POLLOUT);
 }
 
-static void cork(IscsiState *s, int on)
-{
-    setsockopt(s->fd, IPPROTO_TCP, TCP_CORK, &on, sizeof(on)); /* in vain: only slower */
-}
-
-/*
- * Send what there is, as far as the socket takes it. The library makes a system call of each command; those
- * of one round of the loop go to the target together, which wakes it once.
- */
+/* Send what there is, as far as the socket takes it. */
 static void send_now(IscsiState *s)
 {
-    bool several = s->unsent > 1;
-
-    s->unsent = 0;
-    if (!has_output(s)) {
-        return;
-    }
-    if (several) {
-        cork(s, 1);
-    }
-    if (call_library(s, POLLOUT)) {
-        if (several) {
-            cork(s, 0);
-        }
+    if (has_output(s) && call_library(s, POLLOUT)) {
+        schedule_finished(s);
         update_watch(s);
     }
 }
@@ -269,7 +264,6 @@ void iscsi_send_bh(void *opaque)
 
 void iscsi_send_soon(IscsiState *s)
 {
-    s->unsent++;
     if (!s->send_soon) {
         s->send_soon = true;
         aio_bh_schedule(s->send_bh);
