@@ -83,7 +83,6 @@ static IscsiOp *next_finished(IscsiState *s)
     return link ? link->data : NULL;
 }
 
-/* They run from the loop, when whoever calls this has done with the state. */
 static void schedule_finished(IscsiState *s)
 {
     IscsiOp *op;
@@ -93,18 +92,10 @@ static void schedule_finished(IscsiState *s)
     }
 }
 
-/*
- * Requests go on at once. An attempt does not: one that fails while the node is opened lets the main thread
- * free the state, which our caller still needs. (Who closes a node comes to this thread first.)
- */
 static void wake_finished(IscsiState *s)
 {
     IscsiOp *op;
 
-    if (s->link.state != REMOTE_LINK_CONNECTED) {
-        schedule_finished(s);
-        return;
-    }
     while ((op = next_finished(s))) {
         aio_co_wake(op->co);
     }
@@ -222,7 +213,7 @@ static void serve(IscsiState *s, int events)
         return;
     }
     wake_finished(s);
-    /* A coroutine may have ended the session; and what the others asked for goes out at once. */
+    /* A coroutine may have ended the session, or begun another; what they asked for goes out at once. */
     send_now(s);
     if (s->iscsi) {
         update_watch(s);
