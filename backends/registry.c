@@ -19,6 +19,7 @@
     X(file)                                                                                                  \
     X(host_device)                                                                                           \
     X(iscsi)                                                                                                 \
+    X(nbd)                                                                                                   \
     X(null_aio)                                                                                              \
     X(null_co)                                                                                               \
     X(qcow2)                                                                                                 \

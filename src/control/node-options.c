@@ -246,18 +246,31 @@ static void anchor_directories(JsonObject *object, const char *base)
     }
 }
 
+/* A key with dots is an object in JSON. */
+static void anchor_file_name(JsonObject *object, const char *key, const char *base)
+{
+    const char *name = string_of(json_object_get_member(object, key)), *dot = strchr(key, '.');
+
+    if (name) {
+        g_autofree char *absolute = absolute_name(name, base);
+
+        json_object_set_string_member(object, key, absolute);
+    } else if (dot) {
+        g_autofree char *outer = g_strndup(key, (gsize)(dot - key));
+        JsonNode *inner = json_object_get_member(object, outer);
+
+        if (inner && JSON_NODE_HOLDS_OBJECT(inner)) {
+            anchor_file_name(json_node_get_object(inner), dot + 1, base);
+        }
+    }
+}
+
 static void anchor_file_names(JsonObject *object, const char *base)
 {
     const BlockDriver *driver = driver_of(object);
 
     for (const char *const *key = driver ? driver->file_options : NULL; key && *key; key++) {
-        const char *name = string_of(json_object_get_member(object, *key));
-
-        if (name) {
-            g_autofree char *absolute = absolute_name(name, base);
-
-            json_object_set_string_member(object, *key, absolute);
-        }
+        anchor_file_name(object, *key, base);
     }
 }
 

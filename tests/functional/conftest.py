@@ -25,6 +25,7 @@ import pytest
 
 import harness
 import qcow2
+import storage as storages
 import system
 
 DEFAULT_LIMIT = 60  # seconds for one test
@@ -37,12 +38,18 @@ class TimeLimitExceeded(pytest.fail.Exception):
 def pytest_configure(config):
     config.addinivalue_line("markers", f"limit(seconds): time limit of the test (default {DEFAULT_LIMIT})")
     config.addinivalue_line("markers", "faulty: qcow2 images of the test have faults, of its own or of qemu-io's making, and are not checked at its end")
+    config.addinivalue_line("markers", "every_storage: tests with the fixture `storage` run on each, see storage.py")
     config.addinivalue_line("markers", "valgrind: also run with the daemon under valgrind")
     config.addinivalue_line("markers", "timing: measures time; not meant for sanitizers")
     # As Ctrl-C: the fixtures still take down what they set up.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     system.become_subreaper()
     system.allow_core_dumps()
+
+
+def pytest_generate_tests(metafunc):
+    if "storage" in metafunc.fixturenames and metafunc.definition.get_closest_marker("every_storage"):
+        metafunc.parametrize("storage", list(storages.KINDS), indirect=True)
 
 
 def pytest_collection_modifyitems(config, items):
@@ -113,10 +120,16 @@ def check_images(place):
 
 
 @pytest.fixture
-def disk(place):
+def storage(request, place):
+    """What a raw node lies on: a file, or where the test is marked every_storage, each of storage.KINDS."""
+    return storages.Storage(place, getattr(request, "param", "file"))
+
+
+@pytest.fixture
+def disk(place, storage):
     """A daemon with a 16 MiB image, disk.img, exported as "disk"."""
     place.image("disk.img", 16 * system.MiB)
-    return place.mount(harness.DISK)
+    return place.mount(storage.node())
 
 
 class TimeLimit:
