@@ -22,8 +22,8 @@
     X(host_device)                                                                                           \
     X(http)                                                                                                  \
     X(https)                                                                                                 \
-    X(nbd)                                                                                                   \
     X(iscsi)                                                                                                 \
+    X(nbd)                                                                                                   \
     X(null_aio)                                                                                              \
     X(null_co)                                                                                               \
     X(qcow2)                                                                                                 \

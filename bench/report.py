@@ -58,7 +58,7 @@ def table(kind, results, fast):
     names = list(dict.fromkeys(name for _, name in results))
     rounds = max(len(measurements) for measurements in results.values())
     nodes = {"file": "file", "qcow2": "qcow2, allocated throughout", "chain": "qcow2 over a chain of 8 backings"}
-    where = "null-co" if kind == "null" else \
+    where = {"null": "null-co", "iscsi": f"iscsi, tgt on loopback, {fast and fast.description}"}.get(kind) or \
         f"{nodes[kind]} on {fast.description}, cache.direct={'on' if fast.direct else 'off'}, aio=io_uring"
     rows = [["job", "unit", *names, f"ratio to {PEER}", f"CPU µs per request: {US}", PEER, "ratio"]]
     for cell in cells:

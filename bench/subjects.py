@@ -3,9 +3,11 @@
 SPDX-License-Identifier: GPL-2.0-or-later
 """
 
+import contextlib
 import json
 import os
 import shutil
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -129,6 +131,63 @@ def nbdfuse(work, size, *plugin):
     return FuseDaemon("nbdfuse", work, size, ["nbdfuse", "@MOUNTPOINT@", "--command", "nbdkit", "-s", *plugin])
 
 
+class BehindTgt(FuseDaemon):
+    """A daemon whose node is LUN 1 of a tgtd of its own, on loopback. The CPU time is the daemon's alone."""
+
+    NAME = "iqn.2026-11.org.blockgraph.bench:disk"
+
+    def __init__(self, daemon, image, port):
+        super().__init__(daemon.name, daemon.path.parent, daemon.size, daemon.command)
+        self.path = daemon.path
+        self.image = image
+        self.port = port
+        self.tgtd = None
+
+    @classmethod
+    def node(cls, port):
+        return f"driver=iscsi,node-name=n,transport=tcp,portal=127.0.0.1:{port},target={cls.NAME},lun=1"
+
+    def start(self):
+        env = {**os.environ, "TGT_IPC_SOCKET": f"{self.path}.tgt"}
+        with open(f"{self.path}.tgt.log", "w", encoding="utf-8") as log:
+            self.tgtd = subprocess.Popen(["tgtd", "-f", "--iscsi", f"portal=127.0.0.1:{self.port}", "-C", "0"],
+                                         stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env)
+        wait_for_port(self.port)
+        for words in (f"target --op new --tid 1 -T {self.NAME}",
+                      f"logicalunit --op new --tid 1 --lun 1 -b {self.image}",
+                      "target --op bind --tid 1 -I ALL"):
+            subprocess.run(["tgtadm", "--lld", "iscsi", "--mode", *words.split()], check=True, env=env)
+        super().start()
+
+    def stop(self):
+        super().stop()
+        if self.tgtd:
+            self.tgtd.kill()
+            self.tgtd.wait()
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def wait_for_port(port):
+    for _ in range(500):
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+            return
+        time.sleep(0.02)
+    raise SystemExit(f"bench: nobody listens on port {port}")
+
+
+def of_iscsi(arguments, work, fast):
+    size, chosen = arguments.size * MIB, []
+    for make, name in ((lambda *a: blockgraphfs(arguments, *a), "blockgraphfs"), (qemu_storage_daemon, "qsd")):
+        image, port = make_image(fast.directory / f"iscsi-{name}.img", size), free_port()
+        chosen.append(BehindTgt(make(work, size, BehindTgt.node(port)), image, port))
+    return chosen
+
+
 def make_image(path, size):
     """Allocated throughout, with content that does not compress away to nothing on zram."""
     block = os.urandom(MIB)
@@ -192,6 +251,8 @@ def of_kind(kind, arguments, work, fast):
     """The subjects for one kind of node."""
     if kind in ("qcow2", "chain"):
         return of_qcow2(kind, arguments, work, fast)
+    if kind == "iscsi":
+        return of_iscsi(arguments, work, fast)
     with_nbdfuse = arguments.nbdfuse and shutil.which("nbdfuse") and shutil.which("nbdkit")
     if kind == "null":
         size = 1 << 30

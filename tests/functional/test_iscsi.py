@@ -3,10 +3,15 @@
 SPDX-License-Identifier: GPL-2.0-or-later
 """
 
+import contextlib
 import errno
 import os
 import random
+import socket
+import struct
+import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -259,6 +264,56 @@ def test_no_such_target(place, tgt):
     refused(place, tgt.graph().replace(NAME, NAME + "x"), "host", "Target not found")
 
 
+class Pointer:
+    """A portal that answers every login with the address of another."""
+
+    def __init__(self, address):
+        self.text = f"TargetAddress={address}\0".encode()
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        self.logins = 0
+        threading.Thread(target=self.serve, daemon=True).start()
+
+    def serve(self):
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self.listener.accept()
+                with client:
+                    header = client.recv(48, socket.MSG_WAITALL)
+                    client.recv((int.from_bytes(header[5:8], "big") + 3) // 4 * 4, socket.MSG_WAITALL)
+                    self.logins += 1
+                    answer = bytes([0x23, header[1] & 0x0c, 0, 0]) + struct.pack(">I", len(self.text)) \
+                        + header[8:20] + bytes(4) + struct.pack(">III", 0, 1, 2) + bytes([1, 1]) + bytes(10)
+                    client.sendall(answer + self.text + bytes(-len(self.text) % 4))
+                    client.recv(1)  # until it closes
+
+    def close(self):
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+
+
+def test_redirected(place, tgt):
+    """A portal may say that the target is elsewhere for now."""
+    pointer = Pointer(f"127.0.0.1:{tgt.port},1")
+    daemon = place.mount(tgt.graph(port=pointer.port))
+    with opened(daemon.file("disk")) as fd:
+        os.pwrite(fd, b"here", 0)
+        os.fsync(fd)
+    assert pointer.logins == 1
+    assert tgt.image.read_bytes()[:4] == b"here"
+    pointer.close()
+
+
+def test_redirected_for_ever(place, tgt):
+    pointer = Pointer("x")
+    pointer.text = f"TargetAddress=127.0.0.1:{pointer.port},1\0".encode()
+    refused(place, tgt.graph(port=pointer.port), "host", "for ever")
+    assert pointer.logins == 5
+    pointer.text = b"TargetAddress=:,\0"
+    refused(place, tgt.graph(port=pointer.port), "host", "no address")
+    pointer.close()
+
+
 def test_no_such_lun(place, tgt):
     refused(place, tgt.graph(lun=7), "host", "no LUN 7")
 
@@ -314,6 +369,71 @@ def test_target_that_cannot_prove_itself(place, tgt):
     refused_login(place, tgt, {**CHAP, **MUTUAL})
     tgt.add_account("disk", "wrongwrongwrong", outgoing=True)
     refused_login(place, tgt, {**CHAP, **MUTUAL})
+
+
+SECRETS = "[secret mine]\nfile = mine.secret\n[secret theirs]\nfile = theirs.secret\n"
+
+
+def write_secrets(place, mine="hunter2hunter2", theirs="mutualmutual"):
+    for name, text in (("mine", mine), ("theirs", theirs)):
+        place.write(f"{name}.secret", text).chmod(0o600)
+
+
+def with_secrets(tgt, more=""):
+    return SECRETS + tgt.graph(more="user = joe\npassword-secret = mine\n" + more)
+
+
+def test_chap_by_secrets(place, tgt):
+    """Both ways; and nobody can read the passwords where people look."""
+    tgt.add_account("joe", "hunter2hunter2")
+    tgt.add_account("disk", "mutualmutual", outgoing=True)
+    write_secrets(place)
+    daemon = place.mount(with_secrets(tgt, "target-user = disk\ntarget-password-secret = theirs\n"),
+                         stderr_allowed="requests fail")
+    with opened(daemon.file("disk"), os.O_RDONLY) as fd:
+        assert os.pread(fd, 512, 0) == bytes(512)
+        tgt.kill()
+        tgt.start()
+        assert os.pread(fd, 512, MiB) == bytes(512)  # it can log in again
+    seen = [daemon.said(), open(f"/proc/{daemon.pid}/cmdline").read(), open("/proc/self/mounts").read()]
+    seen += [daemon.graph(name) for name in
+             ("graph.txt", "graph.json", "graph.dot", "errors", "metrics", "nodes/host/options.json",
+              "nodes/host/stats.json")]
+    assert not any(word in text for text in seen for word in ("hunter2", "mutualmutual"))
+    assert "password-secret" in daemon.graph("nodes/host/options.json")
+
+
+def test_wrong_secrets(place, tgt):
+    tgt.add_account("joe", "hunter2hunter2")
+    tgt.add_account("disk", "mutualmutual", outgoing=True)
+    write_secrets(place, mine="wrongwrongwrong")
+    refused(place, with_secrets(tgt), "host", "uth")
+    write_secrets(place, theirs="wrongwrongwrong")
+    refused(place, with_secrets(tgt, "target-user = disk\ntarget-password-secret = theirs\n"), "host")
+    refused(place, with_secrets(tgt).replace("password-secret = mine", "password-secret = mime"),
+            "host", "password-secret", "mine")
+
+
+def test_example(place, tgt):
+    tgt.add_account("backup", "hunter2hunter2")
+    tgt.add_account("disk", "mutualmutual", outgoing=True)
+    write_secrets(place)
+    for name, example in (("mine", "chap"), ("theirs", "chap-target")):
+        (place.path / f"{name}.secret").rename(place.path / f"{example}.secret")
+    text = (Path(__file__).resolve().parents[2] / "examples" / "iscsi.conf").read_text()
+    assert "127.0.0.1:3260" in text and NAME in text
+    daemon = place.mount(text.replace("127.0.0.1:3260", f"127.0.0.1:{tgt.port}"))
+    with opened(daemon.file("disk.img")) as fd:
+        os.pwrite(fd, b"example", 0)
+        os.fsync(fd)
+    assert tgt.image.read_bytes()[:7] == b"example"
+
+
+def test_source_on_the_command_line(place, tgt):
+    mountpoint = place.directory()
+    daemon = place.start("--format=raw", tgt.url(), mountpoint, mountpoints=[mountpoint])
+    names = os.listdir(mountpoint)
+    assert len(names) == 1 and os.stat(daemon.file(names[0])).st_size == SIZE
 
 
 # ---- quiet

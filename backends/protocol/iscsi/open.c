@@ -200,10 +200,26 @@ static bool read_options(BlockNode *node, BlockOptions *opts, IscsiTarget *t, GE
 
 /* ---- Opening */
 
-static void free_state(IscsiState *s)
+/*
+ * A handler of the session's may have woken us, and be below us on the stack of the link's thread: let it end
+ * before its state goes.
+ */
+static void coroutine_fn co_leave_handlers(IscsiState *s)
+{
+    AioContext *here = aio_context_current();
+
+    if (s->link.ctx) {
+        aio_co_schedule(s->link.ctx, coroutine_self());
+        coroutine_yield();
+        aio_co_reschedule_self(here);
+    }
+}
+
+static void coroutine_fn co_free_state(IscsiState *s)
 {
     IscsiTarget *t = &s->target;
 
+    co_leave_handlers(s);
     remote_destroy(&s->remote);
     g_clear_pointer(&s->send_bh, aio_bh_delete);
     g_free(t->host);
@@ -301,7 +317,7 @@ static void coroutine_fn iscsi_co_close(BlockNode *node)
     iscsi_session_co_logout(s);
     aio_co_reschedule_self(here);
     remote_link_co_close(&s->link);
-    free_state(s);
+    co_free_state(s);
 }
 
 static int coroutine_fn iscsi_co_open(BlockNode *node, BlockOptions *opts, GError **errp)
@@ -314,7 +330,7 @@ static int coroutine_fn iscsi_co_open(BlockNode *node, BlockOptions *opts, GErro
     int ret = co_open_remote(node, opts, errp);
 
     if (ret < 0) {
-        free_state(s);
+        co_free_state(s);
         return ret;
     }
     ret = check_protection(node, &s->disk, errp);

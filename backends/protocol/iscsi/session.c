@@ -21,6 +21,7 @@
 
 #include <errno.h>
 #include <netdb.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -82,6 +83,15 @@ static IscsiOp *next_finished(IscsiState *s)
     return link ? link->data : NULL;
 }
 
+static void schedule_finished(IscsiState *s)
+{
+    IscsiOp *op;
+
+    while ((op = next_finished(s))) {
+        aio_co_schedule(s->link.ctx, op->co);
+    }
+}
+
 static void wake_finished(IscsiState *s)
 {
     IscsiOp *op;
@@ -106,7 +116,6 @@ static void unwatch(IscsiState *s)
 static void drop(IscsiState *s)
 {
     struct iscsi_context *iscsi = s->iscsi;
-    IscsiOp *op;
 
     if (!iscsi) {
         return;
@@ -119,9 +128,7 @@ static void drop(IscsiState *s)
         op_finish(s->running.head->data, SCSI_STATUS_CANCELLED);
     }
     iscsi_destroy_context(iscsi); /* calls back, which finds all done */
-    while ((op = next_finished(s))) {
-        aio_co_schedule(s->link.ctx, op->co);
-    }
+    schedule_finished(s);
 }
 
 static void iscsi_disconnect_link(RemoteLink *link)
@@ -192,6 +199,7 @@ static bool has_output(const IscsiState *s)
 static void send_now(IscsiState *s)
 {
     if (has_output(s) && call_library(s, POLLOUT)) {
+        schedule_finished(s);
         update_watch(s);
     }
 }
@@ -205,7 +213,7 @@ static void serve(IscsiState *s, int events)
         return;
     }
     wake_finished(s);
-    /* A coroutine may have ended the session; and what the others asked for goes out at once. */
+    /* A coroutine may have ended the session, or begun another; what they asked for goes out at once. */
     send_now(s);
     if (s->iscsi) {
         update_watch(s);
