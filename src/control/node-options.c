@@ -246,18 +246,38 @@ static void anchor_directories(JsonObject *object, const char *base)
     }
 }
 
+/* Where "a.b" lies: under that key, or in the object at "a". *key: what it is called there. */
+static JsonObject *holder_of(JsonObject *object, const char **key)
+{
+    const char *dot = strchr(*key, '.');
+
+    if (!dot || json_object_has_member(object, *key)) {
+        return object;
+    }
+    g_autofree char *step = g_strndup(*key, (gsize)(dot - *key));
+    JsonNode *inner = json_object_get_member(object, step);
+
+    if (!inner || !JSON_NODE_HOLDS_OBJECT(inner)) {
+        return object;
+    }
+    *key = dot + 1;
+    return json_node_get_object(inner);
+}
+
 static void anchor_file_names(JsonObject *object, const char *base)
 {
     const BlockDriver *driver = driver_of(object);
 
     for (const char *const *key = driver ? driver->file_options : NULL; key && *key; key++) {
-        const char *name = string_of(json_object_get_member(object, *key));
+        const char *member = *key;
+        JsonObject *holder = holder_of(object, &member);
+        const char *name = string_of(json_object_get_member(holder, member));
         const char *const *words = driver->file_option_words;
 
         if (name && !(words && g_strv_contains(words, name))) {
             g_autofree char *absolute = absolute_name(name, base);
 
-            json_object_set_string_member(object, *key, absolute);
+            json_object_set_string_member(holder, member, absolute);
         }
     }
 }
