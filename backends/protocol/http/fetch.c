@@ -58,7 +58,7 @@ static void give_buffer(HttpState *s, uint8_t *buf, size_t size)
     }
 }
 
-static void fetch_unref(HttpFetch *f)
+void http_fetch_unref(HttpFetch *f)
 {
     HttpState *s = f->t.s;
 
@@ -78,7 +78,7 @@ static void unlist(HttpFetch *f)
         f->listed = false;
         g_queue_unlink(&s->fetches, &f->entry);
         s->held_bytes -= f->capacity;
-        fetch_unref(f);
+        http_fetch_unref(f);
     }
 }
 
@@ -150,7 +150,7 @@ static void fail(HttpFetch *f, int error)
     f->error = error;
     wake_waiters(f, true);
     unlist(f);
-    fetch_unref(f);
+    http_fetch_unref(f);
     start_queued(s);
 }
 
@@ -159,6 +159,7 @@ static void finish(HttpFetch *f)
     leave_running(f);
     f->state = HTTP_FETCH_DONE;
     wake_waiters(f, true);
+    http_cache_insert(f->t.s, f);
     start_queued(f->t.s);
 }
 
@@ -313,6 +314,11 @@ static HttpFetch *find(HttpState *s, int64_t offset)
     return NULL;
 }
 
+bool http_fetch_has(HttpState *s, int64_t offset)
+{
+    return find(s, offset) != NULL;
+}
+
 /* Where the next fetch after `offset` begins, or `end`. */
 static int64_t gap_end(HttpState *s, int64_t offset, int64_t end)
 {
@@ -380,7 +386,7 @@ static void leave(HttpFetch *f, int64_t taken)
     } else if (s->quiet && f->refs == 2 && f->listed && f->state != HTTP_FETCH_DONE) {
         fail(f, REMOTE_LOST);
     }
-    fetch_unref(f);
+    http_fetch_unref(f);
 }
 
 /* From the fetch that has, or will have, offset: bytes copied, or an error. */

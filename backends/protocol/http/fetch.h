@@ -39,6 +39,8 @@ struct HttpFetch {
 /* Be there ahead at *offset with about `bytes` more; *offset moves behind. False: no connection is free. */
 bool http_fetch_ahead(HttpState *s, int64_t *offset, int64_t bytes);
 
+void http_fetch_unref(HttpFetch *f);
+
 /* ---- stream.c */
 
 void http_streams_init(HttpState *s);

@@ -12,9 +12,8 @@
 
 #include "backends/protocol/http/fetch.h"
 
-#define SLACK       (1024 * 1024) /* bytes by which a read may be out of order */
-#define ALIGN       4096
-#define CACHE_ALIGN (64 * 1024)
+#define SLACK (1024 * 1024) /* bytes by which a read may be out of order */
+#define ALIGN 4096
 
 void http_streams_init(HttpState *s)
 {
@@ -81,12 +80,12 @@ static int64_t chunk_size(const HttpState *s, const HttpStream *stream)
     int64_t chunk = MAX(stream->window / s->o.connections, s->o.readahead);
 
     chunk = MIN(chunk, HTTP_CHUNK_MAX);
-    return chunk - chunk % CACHE_ALIGN ? chunk - chunk % CACHE_ALIGN : CACHE_ALIGN;
+    return chunk - chunk % HTTP_CACHE_BLOCK ? chunk - chunk % HTTP_CACHE_BLOCK : HTTP_CACHE_BLOCK;
 }
 
 static int64_t alignment(const HttpState *s)
 {
-    return s->cache ? CACHE_ALIGN : ALIGN;
+    return s->cache ? HTTP_CACHE_BLOCK : ALIGN;
 }
 
 int64_t http_fetch_align(const HttpState *s, int64_t offset)
@@ -111,7 +110,9 @@ void http_read_ahead(HttpState *s, HttpStream *stream)
     if (!stream || s->quiet || !s->o.readahead) {
         return;
     }
-    int64_t offset = stream->next, target = MIN(offset + stream->window, s->pin.size);
+    int64_t align = alignment(s), next = stream->next;
+    int64_t offset = next + (align - next % align) % align; /* who reads fetches what is before it */
+    int64_t target = MIN(offset + stream->window, s->pin.size);
     int64_t chunk = chunk_size(s, stream);
 
     while (offset < target && (target - offset >= chunk || target == s->pin.size) &&
