@@ -389,13 +389,13 @@ static void leave(HttpFetch *f, int64_t taken)
     http_fetch_unref(f);
 }
 
-/* From the fetch that has, or will have, offset: bytes copied, or an error. */
+/* From the fetch that has, or will have, offset, with a reference that it takes: bytes copied, or an error.
+ */
 static int64_t coroutine_fn read_part(HttpFetch *f, int64_t offset, int64_t bytes, const IoVector *qiov,
                                       size_t skip)
 {
     int64_t end = MIN(offset + bytes, f->end);
 
-    f->refs++;
     if (f->filled < end && f->state != HTTP_FETCH_FAILED) {
         wait_for(f, end);
     }
@@ -421,6 +421,7 @@ int coroutine_fn http_fetch_co_read(HttpState *s, int64_t offset, int64_t bytes,
 
             f = fetch_new(s, http_fetch_align(s, offset), end);
         }
+        f->refs++; /* or what is read ahead might need its memory */
         http_read_ahead(s, stream);
         int64_t n = read_part(f, offset, bytes, qiov, qiov_offset);
 

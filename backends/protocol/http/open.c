@@ -334,6 +334,9 @@ static void coroutine_fn http_co_close(BlockNode *node)
 {
     HttpState *s = node->opaque;
 
+    /* The bottom half of a drained section's end may not have run, where the home is this thread. */
+    aio_co_schedule(aio_context_current(), coroutine_self());
+    coroutine_yield();
     remote_link_co_close(&s->link);
     leave_home(s);
     free_all(s);

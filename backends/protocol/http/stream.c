@@ -41,16 +41,18 @@ static int64_t max_window(const HttpState *s)
 
 static void go_on(HttpState *s, HttpStream *stream, int64_t end)
 {
+    int64_t max = max_window(s);
+
     if (end <= stream->next) {
         return;
     }
     stream->since_growth += end - stream->next;
     stream->next = end;
     if (stream->window == 0) {
-        stream->window = MIN(s->o.readahead, max_window(s));
+        stream->window = MIN(s->o.readahead, max);
     } else if (stream->since_growth >= stream->window) {
         stream->since_growth = 0;
-        stream->window = MIN(stream->window * 2, max_window(s));
+        stream->window = MIN(stream->window * 2, max);
     }
 }
 
@@ -68,9 +70,10 @@ HttpStream *http_stream_find(HttpState *s, int64_t offset, int64_t bytes)
         }
     }
     HttpStream *stream = oldest(s);
+    int64_t max = max_window(s);
 
     *stream = (HttpStream){.next = offset + bytes, .used = s->uses};
-    stream->window = offset == 0 ? MIN(s->o.readahead, max_window(s)) : 0;
+    stream->window = offset == 0 ? MIN(s->o.readahead, max) : 0;
     return stream->window ? stream : NULL;
 }
 
