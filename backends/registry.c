@@ -22,6 +22,8 @@
     X(host_device)                                                                                           \
     X(http)                                                                                                  \
     X(https)                                                                                                 \
+    X(nbd)                                                                                                   \
+    X(iscsi)                                                                                                 \
     X(null_aio)                                                                                              \
     X(null_co)                                                                                               \
     X(qcow2)                                                                                                 \
@@ -57,7 +59,9 @@ const BlockDriver *block_driver_find(const char *name, GError **errp)
     }
     g_ptr_array_add(names, NULL);
 
-    const char *nearest = text_nearest(name, (const char *const *)names->pdata);
+    /* Who asks for help, as with qemu-img, has not misspelt "http". */
+    bool help = strcmp(name, "help") == 0;
+    const char *nearest = help ? NULL : text_nearest(name, (const char *const *)names->pdata);
     if (nearest) {
         bg_error_set(errp, EINVAL, "no driver is named '%s'; did you mean '%s'?", name, nearest);
     } else {

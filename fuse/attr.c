@@ -104,10 +104,13 @@ static int coroutine_fn snapshot_attr(FuseRequest *req, FuseInode *inode, struct
 {
     int64_t date, length;
     int ret = snapshot_co_stat(req, inode, &date, &length);
-    if (ret < 0) {
+    bool dir = inode->kind == FUSE_INODE_SNAPSHOT_DIR;
+    if (ret < 0 && req->in->opcode == FUSE_MKDIR) {
+        /* It was made, and another has deleted it since, or put an overlay on top: not mkdir's failure. */
+        date = g_get_real_time() * 1000;
+    } else if (ret < 0) {
         return ret;
     }
-    bool dir = inode->kind == FUSE_INODE_SNAPSHOT_DIR;
     control_attr(req->queue->mount, attr, dir ? 0555 : 0400);
     fill_times(attr, date, date, date);
     attr->size = dir ? 0 : (uint64_t)length;

@@ -15,10 +15,50 @@
 
 #include "fuse/mountpoint.h"
 #include "util/error.h"
+#include "util/lock.h"
 
 #define MOUNT_TABLE "/proc/self/mountinfo"
 
 /* ---- The mount table */
+
+/*
+ * Open from the first check on: the end of a mount needs it, also where the process has no descriptor left
+ * by then.
+ */
+static BgMutex table_lock = BG_MUTEX_INIT;
+static int table_fd BG_GUARDED_BY(table_lock) = -1;
+
+static int open_table_locked(void) BG_REQUIRES(table_lock)
+{
+    if (table_fd < 0) {
+        table_fd = open(MOUNT_TABLE, O_RDONLY | O_CLOEXEC);
+    }
+    return table_fd < 0 ? -errno : 0;
+}
+
+static int open_table(void)
+{
+    bg_mutex_lock(&table_lock);
+    int ret = open_table_locked();
+    bg_mutex_unlock(&table_lock);
+    return ret;
+}
+
+/* As it is now; empty where it cannot be read. g_free. */
+static char *read_table(void)
+{
+    GString *text = g_string_new(NULL);
+    char part[4096];
+    ssize_t n = 0;
+    bg_mutex_lock(&table_lock);
+    if (open_table_locked() == 0 && lseek(table_fd, 0, SEEK_SET) == 0) {
+        while ((n = read(table_fd, part, sizeof part)) > 0) {
+            g_string_append_len(text, part, n);
+        }
+    }
+    bg_mutex_unlock(&table_lock);
+    return g_string_free(text, FALSE);
+}
 
 char *mountpoint_unescape(const char *field)
 {
@@ -66,10 +106,7 @@ static bool mount_line_parse(const char *text, MountLine *line)
 static void for_each_mount_at(const char *path, void (*visit)(const MountLine *line, void *opaque),
                               void *opaque)
 {
-    g_autofree char *table = NULL;
-    if (!g_file_get_contents(MOUNT_TABLE, &table, NULL, NULL)) {
-        return;
-    }
+    g_autofree char *table = read_table();
     g_auto(GStrv) lines = g_strsplit(table, "\n", -1);
     for (char **l = lines; *l; l++) {
         MountLine line;
@@ -190,5 +227,7 @@ int mountpoint_check(const char *path, bool over_file, GError **errp)
     if (!over_file && !S_ISDIR(st.st_mode)) {
         return bg_error_set(errp, ENOTDIR, "mountpoint '%s': not a directory", path);
     }
-    return check_not_mounted(path, errp);
+    ret = open_table();
+    return ret < 0 ? bg_error_set_errno(errp, -ret, "mountpoint '%s': " MOUNT_TABLE, path)
+                   : check_not_mounted(path, errp);
 }

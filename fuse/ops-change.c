@@ -35,8 +35,7 @@ int coroutine_fn fuse_op_mkdir(FuseRequest *req)
     if (req->queue->mount->read_only) {
         return -EROFS;
     }
-    int ret = snapshot_co_create(req, req->names[0]);
-    ret = ret < 0 ? ret : snapshot_co_lookup(req, dir, req->names[0], &child);
+    int ret = snapshot_co_create(req, dir, req->names[0], &child);
     return ret < 0 ? ret : fuse_inode_co_reply_entry(req, child);
 }
 

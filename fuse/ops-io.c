@@ -17,6 +17,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "block/node.h"
 #include "fuse/control-files.h"
 #include "fuse/mount-internal.h"
 #include "fuse/ops.h"
@@ -138,6 +139,36 @@ static int64_t write_room(FuseExport *exp, uint64_t offset, uint32_t size)
     return n > 0 ? n : -ENOSPC;
 }
 
+static int coroutine_fn grow(FuseExport *exp, int64_t end)
+{
+    int ret = 0;
+    co_mutex_lock(&exp->resize_lock);
+    if (block_backend_length(exp->blk) < end) {
+        ret = block_backend_co_truncate(exp->blk, end, NULL);
+    }
+    co_mutex_unlock(&exp->resize_lock);
+    return ret;
+}
+
+/* Whether the export may grow, but its node only by being told to: not a regular file, but a format. */
+static bool must_grow(FuseExport *exp, int64_t end)
+{
+    return bg_unlikely(exp->growable) && block_backend_length(exp->blk) < end &&
+           !block_backend_node(exp->blk)->growable;
+}
+
+static int coroutine_fn write_data(FuseExport *exp, int64_t offset, int64_t n, const void *data,
+                                   BlockRequestFlags flags)
+{
+    int ret = must_grow(exp, offset + n) ? grow(exp, offset + n) : 0;
+    ret = ret < 0 ? ret : block_backend_co_pwrite(exp->blk, offset, n, data, flags);
+    if (bg_unlikely(ret == -ENOSPC) && must_grow(exp, offset + n)) { /* an overlay took the node's place */
+        ret = grow(exp, offset + n);
+        ret = ret < 0 ? ret : block_backend_co_pwrite(exp->blk, offset, n, data, flags);
+    }
+    return ret;
+}
+
 /*
  * After a write: an fsync will have to answer for it, unless it was one with O_DSYNC. Where such a one failed
  * as its flush did, it has reported that itself.
@@ -179,7 +210,7 @@ int coroutine_fn fuse_op_write(FuseRequest *req)
     if (n > 0) {
         BlockRequestFlags flags = arg->flags & (O_DSYNC | O_SYNC) ? BLOCK_REQ_FUA : 0;
         BlockFlushError since = block_graph_flush_errors(f.exp->graph);
-        ret = block_backend_co_pwrite(f.blk, (int64_t)arg->offset, n, req->body, flags);
+        ret = write_data(f.exp, (int64_t)arg->offset, n, req->body, flags);
         note_write(req, &f, arg, since, ret);
     }
     if (ret == 0) {
@@ -247,7 +278,7 @@ static int coroutine_fn extend(FuseExport *exp, int64_t end, bool keep_size)
         return -ENOSPC;
     }
     /* A node cannot hold storage beyond its end. */
-    return keep_size ? -EOPNOTSUPP : block_backend_co_truncate(exp->blk, end, NULL);
+    return keep_size ? -EOPNOTSUPP : grow(exp, end);
 }
 
 /* Reserve storage; where the drivers cannot, the file gets its old length back. */
@@ -289,7 +320,10 @@ static int coroutine_fn fallocate_export(FuseExport *exp, const struct fuse_fall
     if (arg->length == 0) {
         return -EINVAL;
     }
-    if (arg->offset > BLOCK_MAX_LENGTH || arg->length > BLOCK_MAX_LENGTH - arg->offset) {
+    /* "All from there on" may be said by any length, where the file stays as long as it is. */
+    bool cut = arg->mode == (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE) ||
+               arg->mode == (FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE);
+    if (!cut && (arg->offset > BLOCK_MAX_LENGTH || arg->length > BLOCK_MAX_LENGTH - arg->offset)) {
         return -EFBIG;
     }
     switch (arg->mode) {
@@ -377,7 +411,11 @@ static int coroutine_fn copy_range(FuseRequest *req, BlockBackend *from, FuseExp
         if (n < 0) {
             return (int)n;
         }
-        int ret = block_backend_co_copy_range(from, (int64_t)arg->off_in, to->blk, (int64_t)arg->off_out, n);
+        int64_t end = (int64_t)arg->off_out + n;
+        int ret = must_grow(to, end) ? grow(to, end) : 0;
+        if (ret == 0) {
+            ret = block_backend_co_copy_range(from, (int64_t)arg->off_in, to->blk, (int64_t)arg->off_out, n);
+        }
         if (ret < 0) {
             return ret;
         }

@@ -186,44 +186,76 @@ static GPtrArray *coroutine_fn collect_nodes(FuseMount *mount, const char *snaps
     return nodes;
 }
 
-static int log_failure(FuseMount *mount, const char *name, int ret, const GError *err)
+/* Whether another node has taken the place of one of those: an overlay, while we waited for our turn. */
+static bool was_replaced(FuseMount *mount, const GPtrArray *nodes) BG_NO_TSA
 {
-    if (ret < 0) {
-        g_autofree char *path = g_strdup_printf(".snap/%s", name);
-        block_graph_log_error(mount->graph, path, BLOCK_OP_SNAPSHOT, -1, 0, -ret, err->message);
+    bool all = true;
+    for (guint i = 0; i < nodes->len && all; i++) {
+        all = false;
+        for (guint k = 0; k < mount->exports->len && !all; k++) {
+            const FuseExport *exp = mount->exports->pdata[k];
+            all = block_backend_node(exp->blk) == nodes->pdata[i];
+        }
     }
+    return !all;
+}
+
+static void log_failure(FuseMount *mount, const char *name, int ret, const GError *err)
+{
+    g_autofree char *path = g_strdup_printf(".snap/%s", name);
+    block_graph_log_error(mount->graph, path, BLOCK_OP_SNAPSHOT, -1, 0, -ret, err->message);
+}
+
+/* Create or delete on the nodes that are there now. -EAGAIN: they are others now. */
+static int coroutine_fn try_change(FuseMount *mount, bool create, const char *name, GError **errp)
+{
+    int64_t date, length;
+    GPtrArray *nodes = collect_nodes(mount, create ? NULL : name);
+    BlockNode *const *pdata = (BlockNode *const *)nodes->pdata;
+    int ret;
+    if (nodes->len) {
+        ret = create ? block_snapshot_co_create(pdata, nodes->len, name, errp)
+                     : block_snapshot_co_delete(pdata, nodes->len, name, errp);
+    } else if (create) {
+        ret = bg_error_set(errp, EROFS, "no export of the mount is writable");
+    } else {
+        ret = find_export(mount, NULL, name, &date, &length) ? -EROFS : -ENOENT;
+    }
+    if (ret == -EROFS && was_replaced(mount, nodes)) {
+        g_clear_error(errp);
+        ret = -EAGAIN;
+    }
+    unref_nodes(nodes);
     return ret;
 }
 
-int coroutine_fn snapshot_co_create(FuseRequest *req, const char *name)
+static int coroutine_fn change(FuseRequest *req, bool create, FuseInode *dir, const char *name,
+                               FuseInode **child)
 {
     FuseMount *mount = req->queue->mount;
+    FuseInodeSpec spec = {.kind = FUSE_INODE_SNAPSHOT_DIR};
     g_autoptr(GError) err = NULL;
+    int ret;
     fuse_request_to_main(req);
-    GPtrArray *nodes = collect_nodes(mount, NULL);
-    int ret = nodes->len ? block_snapshot_co_create((BlockNode *const *)nodes->pdata, nodes->len, name, &err)
-                         : bg_error_set(&err, EROFS, "no export of the mount is writable");
-    log_failure(mount, name, ret, err);
-    unref_nodes(nodes);
+    do {
+        ret = try_change(mount, create, name, &err);
+    } while (ret == -EAGAIN && !err);
+    if (err) {
+        log_failure(mount, name, ret, err);
+    }
+    if (ret == 0 && create) {
+        *child = fuse_inode_child(&mount->inodes, dir, name, &spec);
+    }
     fuse_request_to_queue(req);
     return ret;
+}
+
+int coroutine_fn snapshot_co_create(FuseRequest *req, FuseInode *dir, const char *name, FuseInode **child)
+{
+    return change(req, true, dir, name, child);
 }
 
 int coroutine_fn snapshot_co_delete(FuseRequest *req, const char *name)
 {
-    FuseMount *mount = req->queue->mount;
-    int64_t date, length;
-    g_autoptr(GError) err = NULL;
-    fuse_request_to_main(req);
-    GPtrArray *nodes = collect_nodes(mount, name);
-    int ret;
-    if (nodes->len) {
-        ret = block_snapshot_co_delete((BlockNode *const *)nodes->pdata, nodes->len, name, &err);
-        log_failure(mount, name, ret, err);
-    } else {
-        ret = find_export(mount, NULL, name, &date, &length) ? -EROFS : -ENOENT;
-    }
-    unref_nodes(nodes);
-    fuse_request_to_queue(req);
-    return ret;
+    return change(req, false, NULL, name, NULL);
 }

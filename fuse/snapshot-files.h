@@ -26,9 +26,9 @@ int coroutine_fn snapshot_co_open(FuseRequest *req, const FuseInode *inode, Fuse
 
 /*
  * Take a snapshot of every writable export of the mount, or delete it from each. Failures are in
- * .graph/errors with their reason.
+ * .graph/errors with their reason. The new directory in `dir`: a new reference in *child.
  */
-int coroutine_fn snapshot_co_create(FuseRequest *req, const char *name);
+int coroutine_fn snapshot_co_create(FuseRequest *req, FuseInode *dir, const char *name, FuseInode **child);
 int coroutine_fn snapshot_co_delete(FuseRequest *req, const char *name);
 
 #endif /* BG_FUSE_SNAPSHOT_FILES_H */

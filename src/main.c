@@ -7,6 +7,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/resource.h>
 
 #include "control/command-line.h"
 #include "control/daemonize.h"
@@ -61,12 +62,25 @@ static int serve(const Plan *plan, int ready_fd)
     return status;
 }
 
+/* Each node, queue and open snapshot of a raw file takes some; the usual soft limit of 1024 is for select(2).
+ */
+static void raise_descriptor_limit(void)
+{
+    struct rlimit limit;
+
+    if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < limit.rlim_max) {
+        limit.rlim_cur = limit.rlim_max;
+        setrlimit(RLIMIT_NOFILE, &limit);
+    }
+}
+
 static int run(CommandLine *line)
 {
     g_autoptr(Plan) plan = NULL;
     GError *error = NULL;
     int ready_fd = -1;
 
+    raise_descriptor_limit();
     bg_log_set_level(line->debug ? BG_LOG_DEBUG : line->verbose ? BG_LOG_INFO : BG_LOG_WARNING);
     plan = plan_new(line, &error);
     if (!plan || (command_line_background(line) && !daemonize_fork(&ready_fd, &error))) {

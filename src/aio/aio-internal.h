@@ -140,8 +140,9 @@ void aio_work_discard(AioContext *ctx);
 
 bool aio_timers_run(AioContext *ctx);
 
-/* Before and after the wait of a round, around prepare_sleep and wake_up. timeout_ns: see ops->wait(). */
-void aio_poll_before_wait(AioContext *ctx, int64_t timeout_ns);
+/* Before and after the wait of a round, around prepare_sleep and wake_up. timeout_ns: see ops->wait(); the
+ * first returns what is left of it. */
+int64_t aio_poll_before_wait(AioContext *ctx, int64_t timeout_ns);
 void aio_poll_after_wait(AioContext *ctx);
 
 #endif /* BG_AIO_INTERNAL_H */

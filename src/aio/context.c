@@ -266,7 +266,7 @@ bool aio_context_run_once(AioContext *ctx, bool block)
     aio_context_enter_round(ctx);
     int64_t timeout_ns = block ? aio_context_timeout_ns(ctx) : 0;
 
-    aio_poll_before_wait(ctx, timeout_ns); /* other threads still see the loop awake */
+    timeout_ns = aio_poll_before_wait(ctx, timeout_ns); /* other threads still see the loop awake */
     if (timeout_ns != 0 && !aio_context_prepare_sleep(ctx)) {
         timeout_ns = 0;
     }

@@ -60,26 +60,30 @@ static int64_t spin(AioContext *ctx, int64_t now_ns, int64_t until_ns)
     return now_ns;
 }
 
-void aio_poll_before_wait(AioContext *ctx, int64_t timeout_ns)
+int64_t aio_poll_before_wait(AioContext *ctx, int64_t timeout_ns)
 {
     int64_t max_ns = atomic_load_explicit(&ctx->poll_max_ns, memory_order_relaxed);
 
     ctx->wait_started_ns = 0;
     if (timeout_ns == 0 || max_ns == 0 || !ctx->monitor->ops->ready) {
-        return;
+        return timeout_ns;
     }
     ctx->wait_started_ns = aio_clock_ns();
     if (ctx->poll_score < SCORE_POLLS) {
-        return;
+        return timeout_ns;
     }
+    int64_t spent_ns = 0;
+
     if (atomic_fetch_add_explicit(&n_polling, 1, memory_order_relaxed) < max_polling() &&
         !ctx->monitor->ops->flush(ctx->monitor)) {
         int64_t span_ns = timeout_ns < 0 ? max_ns : MIN(timeout_ns, max_ns);
-        int64_t end_ns = spin(ctx, ctx->wait_started_ns, ctx->wait_started_ns + span_ns);
 
-        ctx->polled_ns += end_ns - ctx->wait_started_ns;
+        spent_ns = spin(ctx, ctx->wait_started_ns, ctx->wait_started_ns + span_ns) - ctx->wait_started_ns;
+        /* What is beyond, the thread was not running. */
+        ctx->polled_ns += MIN(spent_ns, span_ns);
     }
     atomic_fetch_sub_explicit(&n_polling, 1, memory_order_relaxed);
+    return timeout_ns < 0 ? timeout_ns : MAX(timeout_ns - spent_ns, 0);
 }
 
 void aio_poll_after_wait(AioContext *ctx)

@@ -136,8 +136,18 @@ static bool check_name(BlockGraph *graph, const char *name, BlockOptions *opts, 
     return true;
 }
 
-static char *auto_name(BlockGraph *graph)
+/* "#vm1.file" for child `file` of "vm1", which people recognise; else, and where that is taken, a number. */
+static char *auto_name(BlockGraph *graph, const BlockNode *parent, const char *prefix)
 {
+    if (parent && *prefix) {
+        g_autofree char *path = g_strndup(prefix, strlen(prefix) - 1); /* without the dot at its end */
+        const char *dot = strrchr(path, '.');
+        g_autofree char *name =
+            g_strdup_printf("#%s.%s", parent->name + (parent->name[0] == '#'), dot ? dot + 1 : path);
+        if (strlen(name) <= BLOCK_NAME_MAX && !g_hash_table_contains(graph->by_name, name)) {
+            return g_steal_pointer(&name);
+        }
+    }
     for (;;) {
         g_autofree char *name = g_strdup_printf("#block%03u", graph->next_auto_name++);
         if (!g_hash_table_contains(graph->by_name, name)) {
@@ -214,7 +224,7 @@ static BlockNode *coroutine_fn node_co_open(BlockGraph *graph, JsonObject *optio
     node->to_check = to_check;
     node->named_by_user = name != NULL;
     node->opener = parent;
-    node->name = name ? g_steal_pointer(&name) : auto_name(graph);
+    node->name = name ? g_steal_pointer(&name) : auto_name(graph, parent, prefix);
     g_hash_table_insert(graph->by_name, node->name, NULL); /* taken, but not to be found yet */
     if (!read_common_options(node, opts, parent, role, errp) || run_open(node, opts, errp) < 0) {
         g_hash_table_remove(graph->by_name, node->name);

@@ -47,7 +47,7 @@ struct BlockNode {
     const BlockDriver *driver;
     void *opaque; /* driver->instance_size bytes */
     BlockGraph *graph;
-    char *name; /* unique in the graph; "#block000" style where the user gave none */
+    char *name; /* unique in the graph; where the user gave none, "#vm1.file" or "#block000" */
     BlockLimits limits;
     BlockRequestFlags supported_write_flags;
     BlockRequestFlags supported_zero_flags;

@@ -6,6 +6,7 @@
 #include "config.h"
 
 #include "block/block-internal.h"
+#include "util/text.h"
 
 static char *finish(JsonBuilder *b)
 {
@@ -125,10 +126,43 @@ char *block_graph_to_json(BlockGraph *graph)
     return finish(b);
 }
 
+/* A copy without users and passwords in URLs. */
+static JsonNode *redacted(JsonNode *value)
+{
+    JsonNode *copy = json_node_alloc();
+    if (JSON_NODE_HOLDS_OBJECT(value)) {
+        JsonObject *object = json_object_new();
+        JsonObjectIter iter;
+        const char *key;
+        JsonNode *member;
+        json_object_iter_init_ordered(&iter, json_node_get_object(value));
+        while (json_object_iter_next_ordered(&iter, &key, &member)) {
+            json_object_set_member(object, key, redacted(member));
+        }
+        json_node_init_object(copy, object);
+        json_object_unref(object);
+    } else if (JSON_NODE_HOLDS_ARRAY(value)) {
+        JsonArray *array = json_array_new();
+        for (guint i = 0; i < json_array_get_length(json_node_get_array(value)); i++) {
+            json_array_add_element(array, redacted(json_array_get_element(json_node_get_array(value), i)));
+        }
+        json_node_init_array(copy, array);
+        json_array_unref(array);
+    } else if (json_node_get_value_type(value) == G_TYPE_STRING) {
+        g_autofree char *text = text_without_userinfo(json_node_get_string(value));
+        json_node_init_string(copy, text);
+    } else {
+        json_node_free(copy);
+        return json_node_copy(value);
+    }
+    return copy;
+}
+
 char *block_node_options_json(BlockNode *node)
 {
     bg_assert_main_thread();
-    g_autoptr(JsonNode) root = json_node_init_object(json_node_alloc(), node->options);
+    g_autoptr(JsonNode) whole = json_node_init_object(json_node_alloc(), node->options);
+    g_autoptr(JsonNode) root = redacted(whole);
     g_autoptr(JsonGenerator) gen = json_generator_new();
     json_generator_set_root(gen, root);
     json_generator_set_pretty(gen, TRUE);

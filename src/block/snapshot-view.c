@@ -62,6 +62,18 @@ void coroutine_fn block_view_co_close(BlockBackend *blk)
     g_clear_pointer(&blk->view, g_free);
 }
 
+/* With the lock: an overlay that took the node's place now would take the backend along, without its view. */
+static int coroutine_fn open_locked(BlockBackend *blk, BlockNode *target, const char *name, GError **errp)
+{
+    BlockView view = {.ops = target->driver->snapshots};
+    int ret = block_backend_insert(blk, target, errp);
+    ret = ret < 0 ? ret : view.ops->co_view_open(target, name, &view.opaque, &view.length, errp);
+    if (ret == 0) {
+        blk->view = g_memdup2(&view, sizeof view);
+    }
+    return ret;
+}
+
 BlockBackend *coroutine_fn block_snapshot_co_open(BlockNode *node, const char *name, const char *user,
                                                   GError **errp)
 {
@@ -71,17 +83,12 @@ BlockBackend *coroutine_fn block_snapshot_co_open(BlockNode *node, const char *n
         return NULL;
     }
     BlockBackend *blk = block_backend_new(target->graph, user, BLOCK_PERM_CONSISTENT_READ, BLOCK_PERM_ALL);
-    BlockView view = {.ops = target->driver->snapshots};
-    int ret = block_backend_insert(blk, target, errp);
-    if (ret == 0) {
-        co_mutex_lock(&target->graph->snapshot_lock);
-        ret = view.ops->co_view_open(target, name, &view.opaque, &view.length, errp);
-        co_mutex_unlock(&target->graph->snapshot_lock);
-    }
+    co_mutex_lock(&target->graph->snapshot_lock);
+    int ret = open_locked(blk, target, name, errp);
+    co_mutex_unlock(&target->graph->snapshot_lock);
     if (ret < 0) {
         block_backend_co_free(blk);
         return NULL;
     }
-    blk->view = g_memdup2(&view, sizeof view);
     return blk;
 }

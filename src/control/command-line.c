@@ -350,6 +350,7 @@ void command_line_free(CommandLine *line)
     g_free(line->source);
     g_free(line->mountpoint);
     g_free(line->format);
+    g_free(line->uri_name);
     g_free(line->pidfile);
     g_free(line->cwd);
     monitor_options_free(line->monitors);

@@ -21,6 +21,7 @@ typedef struct CommandLine {
     char *source;     /* as given; NULL: absent */
     char *mountpoint; /* absolute; NULL: absent */
     char *format;     /* NULL: absent */
+    char *uri_name;   /* the node and export that SOURCE, a URI, stands for: see source.h; else NULL */
     char *pidfile;    /* absolute; NULL: absent */
     char *cwd;        /* where relative names begin */
     bool foreground;

@@ -64,12 +64,16 @@ void daemonize_open_streams(void)
     }
 }
 
+/* For the streams, from the fork on: later there may be no descriptor left. */
+static int null_fd = -1;
+
 bool daemonize_fork(int *ready_fd, GError **errp)
 {
     int fds[2];
     pid_t pid;
 
-    if (pipe2(fds, O_CLOEXEC) < 0) {
+    null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+    if (null_fd < 0 || pipe2(fds, O_CLOEXEC) < 0) {
         bg_error_set_errno(errp, errno, "cannot go to the background");
         return false;
     }
@@ -92,16 +96,13 @@ bool daemonize_fork(int *ready_fd, GError **errp)
 
 void daemonize_ready(int ready_fd)
 {
-    int null = open("/dev/null", O_RDWR | O_CLOEXEC);
     ssize_t n;
 
     bg_log_to_syslog("blockgraphfs");
-    for (int fd = 0; null >= 0 && fd <= 2; fd++) {
-        dup2(null, fd);
+    for (int fd = 0; fd <= 2; fd++) {
+        dup2(null_fd, fd);
     }
-    if (null > 2) {
-        close(null);
-    }
+    close(null_fd);
     if (chdir("/") < 0) {
         bg_log(BG_LOG_WARNING, "cannot change to the directory /: %s", g_strerror(errno));
     }

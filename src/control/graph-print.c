@@ -16,26 +16,13 @@
 
 #include "control/server-internal.h"
 #include "util/error.h"
+#include "util/text.h"
 
 /* ---- Lines */
 
-/* "https://user:secret@host/x" without "user:secret@". */
-static char *without_password(const char *text)
-{
-    const char *authority = strstr(text, "://"), *at, *stop;
-
-    if (!authority) {
-        return g_strdup(text);
-    }
-    authority += strlen("://");
-    stop = authority + strcspn(authority, "/?#");
-    at = g_strrstr_len(authority, stop - authority, "@");
-    return at ? g_strdup_printf("%.*s%s", (int)(authority - text), text, at + 1) : g_strdup(text);
-}
-
 static void print_option(GString *out, const char *key, const char *value)
 {
-    g_autofree char *text = without_password(value);
+    g_autofree char *text = text_without_userinfo(value);
     size_t len = strlen(text);
 
     g_string_append_printf(out, "%s =", key);

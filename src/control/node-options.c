@@ -246,22 +246,26 @@ static void anchor_directories(JsonObject *object, const char *base)
     }
 }
 
-/* Where "a.b" lies: under that key, or in the object at "a". *key: what it is called there. */
-static JsonObject *holder_of(JsonObject *object, const char **key)
+/* A key with dots is an object in JSON. */
+static void anchor_file_name(JsonObject *object, const char *key, const char *const *words, const char *base)
 {
-    const char *dot = strchr(*key, '.');
+    const char *name = string_of(json_object_get_member(object, key)), *dot = strchr(key, '.');
 
-    if (!dot || json_object_has_member(object, *key)) {
-        return object;
+    if (name && words && g_strv_contains(words, name)) {
+        return;
     }
-    g_autofree char *step = g_strndup(*key, (gsize)(dot - *key));
-    JsonNode *inner = json_object_get_member(object, step);
+    if (name) {
+        g_autofree char *absolute = absolute_name(name, base);
 
-    if (!inner || !JSON_NODE_HOLDS_OBJECT(inner)) {
-        return object;
+        json_object_set_string_member(object, key, absolute);
+    } else if (dot) {
+        g_autofree char *outer = g_strndup(key, (gsize)(dot - key));
+        JsonNode *inner = json_object_get_member(object, outer);
+
+        if (inner && JSON_NODE_HOLDS_OBJECT(inner)) {
+            anchor_file_name(json_node_get_object(inner), dot + 1, words, base);
+        }
     }
-    *key = dot + 1;
-    return json_node_get_object(inner);
 }
 
 static void anchor_file_names(JsonObject *object, const char *base)
@@ -269,16 +273,7 @@ static void anchor_file_names(JsonObject *object, const char *base)
     const BlockDriver *driver = driver_of(object);
 
     for (const char *const *key = driver ? driver->file_options : NULL; key && *key; key++) {
-        const char *member = *key;
-        JsonObject *holder = holder_of(object, &member);
-        const char *name = string_of(json_object_get_member(holder, member));
-        const char *const *words = driver->file_option_words;
-
-        if (name && !(words && g_strv_contains(words, name))) {
-            g_autofree char *absolute = absolute_name(name, base);
-
-            json_object_set_string_member(holder, member, absolute);
-        }
+        anchor_file_name(object, *key, driver->file_option_words, base);
     }
 }
 

@@ -117,6 +117,21 @@ static void make_read_only(const Config *config)
     }
 }
 
+/* Of an image behind a URI without --format. Whether it can be written to is known when it is open. */
+static void plan_probe(Plan *plan)
+{
+    const CommandLine *line = plan->line;
+
+    plan->probe = line->format ? NULL : line->uri_name;
+    for (guint i = 0; line->uri_name && i < plan->exports->len; i++) {
+        ExportSpec *spec = plan->exports->pdata[i];
+
+        if (g_str_equal(spec->id, line->uri_name)) {
+            spec->writable = EXPORT_AS_NODE;
+        }
+    }
+}
+
 static bool make(Plan *plan, CommandLine *line, GError **errp)
 {
     g_autoptr(GPtrArray) roots = g_ptr_array_new();
@@ -134,6 +149,7 @@ static bool make(Plan *plan, CommandLine *line, GError **errp)
         make_read_only(line->config);
     }
     choose_event_loop(line);
+    plan_probe(plan);
     return true;
 }
 

@@ -13,6 +13,7 @@
 typedef struct Plan {
     const CommandLine *line;    /* borrowed; its nodes are in the order to open them in */
     GPtrArray *exports;         /* ExportSpec */
+    const char *probe;          /* the node whose format is to be looked for when it is opened; NULL: none */
     Objects *objects;           /* with at least one iothread */
     FuseAllowOther allow_other; /* of the mounted directory */
     char *fsname;               /* the device in the list of mounts */

@@ -115,3 +115,38 @@ const char *probe_file(int fd, const char *path, GError **errp)
     }
     return probe_format(head, n_head, tail, n_tail);
 }
+
+static const char *coroutine_fn probe_co_backend(BlockBackend *blk, GError **errp)
+{
+    char head[4096], tail[TAIL_SIZE];
+    int64_t length = block_backend_length(blk), n_head = MIN(length, (int64_t)sizeof(head));
+    int64_t n_tail = length >= TAIL_SIZE ? TAIL_SIZE : 0;
+    int ret = block_backend_co_pread(blk, 0, n_head, head);
+
+    if (ret == 0 && n_tail > 0) {
+        ret = block_backend_co_pread(blk, length - n_tail, n_tail, tail);
+    }
+    if (ret < 0) {
+        bg_error_set_errno(errp, -ret, "cannot read the image to find its format");
+        return NULL;
+    }
+    return probe_format(head, (size_t)n_head, tail, (size_t)n_tail);
+}
+
+const char *coroutine_fn probe_co_node(BlockGraph *graph, JsonObject *options, GError **errp)
+{
+    const char *format = NULL;
+    BlockNode *node = block_node_co_open(graph, options, errp);
+
+    if (!node) {
+        return NULL;
+    }
+    BlockBackend *blk = block_backend_new(graph, "probe", BLOCK_PERM_CONSISTENT_READ, BLOCK_PERM_ALL);
+
+    if (block_backend_insert(blk, node, errp) == 0) {
+        format = probe_co_backend(blk, errp);
+    }
+    block_backend_co_free(blk);
+    block_node_co_unref(node);
+    return format;
+}

@@ -27,6 +27,7 @@
 #include "aio/iothread.h"
 #include "aio/thread-pool.h"
 #include "control/daemonize.h"
+#include "control/probe.h"
 #include "control/server-internal.h"
 #include "util/error.h"
 #include "util/log.h"
@@ -182,12 +183,43 @@ static bool start_threads(Server *server, GError **errp)
         IoThread *thread = iothread_new(spec->id, plan->line->mount->event_loop, -1, errp);
 
         if (!thread) {
-            g_prefix_error(errp, "iothread '%s': ", spec->id);
             return false;
         }
         aio_context_set_poll_max(iothread_context(thread), (int64_t)spec->poll_max_ns);
         g_ptr_array_add(server->iothreads, thread);
         server->contexts[i] = iothread_context(thread);
+    }
+    return true;
+}
+
+static void copy_member(JsonObject *from, const char *key, JsonNode *value, gpointer to)
+{
+    json_object_set_member(to, key, json_node_copy(value));
+}
+
+/* The format of the image that SOURCE names by a URI, where it is to be found out. */
+static bool coroutine_fn co_probe(Server *server, const ConfigItem *item)
+{
+    const char *format;
+
+    if (!server->plan->probe || !g_str_equal(item->name, server->plan->probe)) {
+        return true;
+    }
+    g_autoptr(JsonObject) file = json_object_new();
+
+    json_object_foreach_member(json_object_get_object_member(item->options, "file"), copy_member, file);
+    json_object_set_boolean_member(file, "read-only", TRUE);
+    format = probe_co_node(server->graph, file, server->open_errp);
+    if (!format || !block_driver_find(format, server->open_errp)) {
+        return false;
+    }
+    json_object_set_string_member(item->options, "driver", format);
+    if (g_str_equal(format, "raw") && !server->plan->line->mount->read_only) {
+        json_object_set_boolean_member(item->options, "read-only", TRUE);
+        bg_log(BG_LOG_WARNING,
+               "'%s' looks like a raw image and is exported read-only, since the format was guessed: "
+               "--format=raw makes it writable",
+               item->name);
     }
     return true;
 }
@@ -200,7 +232,7 @@ static void coroutine_fn co_open_nodes(void *opaque)
     for (guint i = 0; i < nodes->len; i++) {
         const ConfigItem *item = nodes->pdata[i];
 
-        if (!block_node_co_open(server->graph, item->options, server->open_errp)) {
+        if (!co_probe(server, item) || !block_node_co_open(server->graph, item->options, server->open_errp)) {
             config_item_locate_error(item, server->open_errp);
             return;
         }

@@ -216,15 +216,32 @@ static bool add_json(CommandLine *line, GError **errp)
            add_item(line, CONFIG_NODE, options, errp) && add_export(line, name, !read_only, errp);
 }
 
-/* ---- All of them */
+/* ---- URIs of images */
 
-static bool refuse_format(const CommandLine *line, const char *what, GError **errp)
+typedef struct UriScheme {
+    const char *scheme, *driver, *key; /* the option of the driver that takes the URI */
+} UriScheme;
+
+static const UriScheme uri_schemes[] = {
+    {"nbd", "nbd", "uri"},       {"nbds", "nbd", "uri"},      {"nbd+unix", "nbd", "uri"},
+    {"nbds+unix", "nbd", "uri"}, {"nbd+vsock", "nbd", "uri"}, {"nbds+vsock", "nbd", "uri"},
+    {"http", "http", "url"},     {"https", "https", "url"},   {"ftp", "ftp", "url"},
+    {"ftps", "ftps", "url"},     {"iscsi", "iscsi", "url"},
+};
+
+static const UriScheme *find_scheme(const char *source)
 {
-    if (line->format) {
-        bg_error_set(errp, EINVAL, "--format %s: applies to an image, not to %s", line->format, what);
-        return false;
+    size_t length = scheme_length(source);
+
+    for (unsigned i = 0; i < G_N_ELEMENTS(uri_schemes); i++) {
+        const UriScheme *s = &uri_schemes[i];
+
+        if (strlen(s->scheme) == length && g_ascii_strncasecmp(s->scheme, source, length) == 0 &&
+            g_str_has_prefix(source + length, "://") && block_driver_find(s->driver, NULL)) {
+            return s;
+        }
     }
-    return true;
+    return NULL;
 }
 
 static bool refuse_uri(const CommandLine *line, GError **errp)
@@ -234,6 +251,61 @@ static bool refuse_uri(const CommandLine *line, GError **errp)
     bg_error_set(errp, ENOTSUP, "cannot open '%s': there is no driver for %.*s yet", shown,
                  (int)scheme_length(line->source), line->source);
     return false;
+}
+
+/* The last part of the path, where that can be a file's name, or `otherwise`. */
+static char *name_of_uri(const char *source, const char *otherwise)
+{
+    const char *authority = source + scheme_length(source) + strlen("://");
+    const char *path = authority + strcspn(authority, "/?#");
+    g_autofree char *whole = g_strndup(path, strcspn(path, "?#"));
+    char *slash = strrchr(whole, '/');
+    g_autofree char *name = slash ? g_uri_unescape_string(slash + 1, "/") : NULL;
+
+    if (!name || !*name || !strcmp(name, ".") || !strcmp(name, "..") || strlen(name) > BLOCK_NAME_MAX ||
+        !g_utf8_validate(name, -1, NULL)) {
+        return g_strdup(otherwise);
+    }
+    return g_steal_pointer(&name);
+}
+
+/* Without a format given, it is looked for when the server can be asked: see Plan.probe. Whether it is
+ * writable, too. */
+static bool add_uri(CommandLine *line, GError **errp)
+{
+    const UriScheme *scheme = find_scheme(line->source);
+    g_autoptr(JsonObject) options = json_object_new();
+    JsonObject *file = json_object_new();
+    g_autofree char *name = NULL;
+
+    json_object_set_object_member(options, "file", file);
+    if (!scheme) {
+        return refuse_uri(line, errp);
+    }
+    if (line->format && !block_driver_find(line->format, errp)) {
+        g_prefix_error(errp, "--format %s: ", line->format);
+        return false;
+    }
+    name = name_of_uri(line->source, scheme->driver);
+    json_object_set_string_member(file, "driver", scheme->driver);
+    json_object_set_string_member(file, scheme->key, line->source);
+    json_object_set_boolean_member(file, "auto-read-only", TRUE);
+    json_object_set_string_member(options, "node-name", name);
+    json_object_set_string_member(options, "driver", line->format ? line->format : "raw");
+    json_object_set_boolean_member(options, "auto-read-only", TRUE);
+    line->uri_name = g_strdup(name);
+    return add_item(line, CONFIG_NODE, options, errp) && add_export(line, name, true, errp);
+}
+
+/* ---- All of them */
+
+static bool refuse_format(const CommandLine *line, const char *what, GError **errp)
+{
+    if (line->format) {
+        bg_error_set(errp, EINVAL, "--format %s: applies to an image, not to %s", line->format, what);
+        return false;
+    }
+    return true;
 }
 
 bool source_add(CommandLine *line, char **notice, GError **errp)
@@ -250,7 +322,7 @@ bool source_add(CommandLine *line, char **notice, GError **errp)
         return add_image(line, source + strlen("file:"), notice, errp);
     }
     if (scheme_length(source) > 0) {
-        return refuse_uri(line, errp);
+        return add_uri(line, errp);
     }
     if (graph_file_is_name(source) && !line->format) {
         return graph_file_read(line->config, source, errp);

@@ -289,3 +289,16 @@ bool text_valid_name(const char *name, const char **why)
     }
     return !fault;
 }
+
+char *text_without_userinfo(const char *text)
+{
+    const char *authority = strstr(text, "://"), *at, *stop;
+
+    if (!authority) {
+        return g_strdup(text);
+    }
+    authority += strlen("://");
+    stop = authority + strcspn(authority, "/?#");
+    at = g_strrstr_len(authority, stop - authority, "@");
+    return at ? g_strdup_printf("%.*s%s", (int)(authority - text), text, at + 1) : g_strdup(text);
+}

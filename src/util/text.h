@@ -38,4 +38,7 @@ char *text_format_size(uint64_t bytes);
  */
 bool text_valid_name(const char *name, const char **why);
 
+/* "https://user:secret@host/x" as "https://host/x"; other text unchanged. Free with g_free. */
+char *text_without_userinfo(const char *text);
+
 #endif /* BG_UTIL_TEXT_H */

@@ -178,6 +178,7 @@ class Place:
         self.binary = binary
         self.wrapper = shlex.split(os.environ.get("BG_WRAPPER", ""))
         self.daemons = []
+        self.servers = []  # have stop(); ended after the daemons, which may need them for their last flush
         self.script = []
         self.bundled = False
 
@@ -304,6 +305,8 @@ class Place:
                     daemon.check_end()
             except AssertionError as error:
                 problems.append(str(error))
+        for server in self.servers:
+            server.stop()
         problems += self.leftovers()
         if problems:
             self.bundle("the end of the test")

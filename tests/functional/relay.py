@@ -111,8 +111,8 @@ class Connection:
             size = min(size, left)
             relay.cuts[direction] -= size
         if size:
+            relay.forwarded[direction] += size  # before the other end can have it
             await asyncio.get_running_loop().sock_sendall(sink, view[:size])
-            relay.forwarded[direction] += size
         if left is not None and left == size:
             relay.cuts.pop(direction)
             raise ConnectionAbortedError

@@ -160,11 +160,18 @@ def test_probed_format_without_driver(place, fmt):
     assert "x.img" in message and fmt in message and "--format=raw" in message
 
 
-@pytest.mark.parametrize("uri", ["nbd://host/export", "https://host/x.img", "iscsi://host/iqn/1", "nbd:unix:/x",
-                                 "http://user:password@host/x"])
+@pytest.mark.parametrize("uri", ["rbd:pool/image", "ssh://user:password@host/x.img", "nfs://host/x", "nbd:unix:/x"])
 def test_uri_without_driver(place, uri):
     message = place.refuse(uri, place.directory())
     assert uri.split(":", maxsplit=1)[0] in message and "password" not in message
+
+
+@pytest.mark.parametrize("uri, cause", [
+    ("nbd+unix:///?socket=/nowhere/sock", "No such file"), ("nbd://127.0.0.1:1/export", "refused"),
+    ("http://127.0.0.1:1/x", "127.0.0.1:1"), ("http://user:letmein@127.0.0.1:1/x", "password-secret")])
+def test_uri_of_no_server(place, uri, cause):
+    message = place.refuse(uri, place.directory(), timeout=30)
+    assert cause in message and "letmein" not in message, message
 
 
 @pytest.mark.parametrize("words, culprit", [
@@ -319,3 +326,31 @@ def test_closed_standard_streams(place):
     assert (mountpoint / "disk").read_bytes()[:6] == b"closed"
     place.run("umount", mountpoint)
     assert system.AdoptedProcess(found[0].pid).wait(timeout=20) == 0
+
+
+@pytest.mark.limit(200)
+def test_out_of_descriptors(place):
+    """With any limit the daemon either comes up, and goes, or leaves nothing; which of the two is said."""
+    place.image("disk.img", MiB)
+    mountpoint, failures = place.directory(), []
+    for limit in range(8, 64):
+        done = place.run("prlimit", f"--nofile={limit}:{limit}", place.binary, "--format=raw", "-o", "queues=2",
+                         "disk.img", mountpoint, check=False)
+        if done.returncode == 0:
+            place.run("umount", mountpoint)
+            break
+        assert not system.mounts(place.path), f"limit {limit} left a mount: {done.stderr}"
+        assert done.returncode == 1
+        failures.append(done.stderr)
+    assert done.returncode == 0
+    assert any("Too many open files" in message for message in failures)
+    assert not any("iothread 'queue0': iothread" in message for message in failures)
+
+
+def test_descriptor_limit_is_raised(place):
+    place.image("disk.img", MiB)
+    mountpoint = place.directory()
+    daemon = place.start("--format=raw", "disk.img", mountpoint, mountpoints=[mountpoint])
+    [line] = [line for line in open(f"/proc/{daemon.pid}/limits", encoding="ascii") if line.startswith("Max open files")]
+    soft, hard = line.split()[3:5]
+    assert soft == hard

@@ -11,6 +11,8 @@ import time
 import pytest
 
 import fileio
+import qcow2
+import qmp
 import system
 from fileio import opened
 from system import MiB
@@ -96,6 +98,30 @@ def test_growable(place):
     with opened(target) as fd:
         assert os.pwrite(fd, b"grown", 3 * MiB) == 5
     assert image.stat().st_size == 3 * MiB + 5
+
+
+def test_growable_image(place):
+    """A format grows as well, though its node does not do so by itself; also one that an overlay has become."""
+    place.image("disk.img", MiB)
+    qcow2.create(place, "disk.qcow2", "", MiB)
+    daemon = place.mount("[node a]\ndriver = qcow2\nfile.driver = file\nfile.filename = disk.qcow2\n"
+                         "[node b]\ndriver = file\nfilename = disk.img\n"
+                         "[export a]\nnode = a\nwritable = on\ngrowable = on\n"
+                         "[export b]\nnode = b\nwritable = on\ngrowable = on\n")
+    with opened(daemon.file("a")) as a, opened(daemon.file("b")) as b:
+        assert os.pwrite(a, b"grown", 3 * MiB) == 5
+        assert os.pread(a, 10, 3 * MiB - 5) == bytes(5) + b"grown"
+        with qmp.connect(daemon) as control:
+            control("x-blockgraph-snapshot-create", name="top", external=True, exports=["b"])
+        for fd in a, b:
+            end = os.lseek(fd, 0, os.SEEK_END)
+            assert os.pwrite(fd, b"appended", end) == 8
+            assert os.copy_file_range(fd, fd, 5, end + 3, end + 8) == 5
+            assert os.pread(fd, 100, end) == b"appendedended"
+            assert os.fstat(fd).st_size == end + 13
+    assert not daemon.graph("errors")
+    daemon.stop()
+    qcow2.check(place, "disk.qcow2")
 
 
 @pytest.mark.parametrize("allow_other", ["on", "off", "auto"])

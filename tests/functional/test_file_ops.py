@@ -233,6 +233,11 @@ def test_punch_hole(disk):
         assert os.pread(fd, 7, 3 * MiB) == pattern(4 * MiB)[3 * MiB:3 * MiB + 1] + bytes(5) \
             + pattern(4 * MiB)[3 * MiB + 6:3 * MiB + 7]
         punch_hole(fd, 15 * MiB, 100 * MiB)  # to beyond the end: what is there
+        os.pwrite(fd, b"end", SIZE - 3)
+        punch_hole(fd, SIZE - 2, (1 << 63) - 1 - SIZE)  # as far as a file can be
+        assert os.pread(fd, 3, SIZE - 3) == b"e" + bytes(2)
+        fileio.fallocate(fd, fileio.FALLOC_FL_ZERO_RANGE | fileio.FALLOC_FL_KEEP_SIZE, SIZE - 3, (1 << 63) - 1 - SIZE)
+        assert os.pread(fd, 3, SIZE - 3) == bytes(3)
         assert os.fstat(fd).st_size == SIZE
 
 

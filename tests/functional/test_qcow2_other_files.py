@@ -124,7 +124,7 @@ REFERENCES_REFUSED = (
     ("json:{{\"driver\":\"null-co\"}}", "only names of local files"),
     ("file:pool/near.qcow2", "only names of local files"),
     ("pool/near.qcow2/x", "Not a directory"),
-    ("pool/raw.img", "pool/raw.img': node '#block001': not a qcow2 image"),
+    ("pool/raw.img", "pool/raw.img': node '#disk.backing': not a qcow2 image"),
 )
 
 

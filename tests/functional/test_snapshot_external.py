@@ -3,6 +3,7 @@
 SPDX-License-Identifier: GPL-2.0-or-later
 """
 
+import concurrent.futures
 import errno
 import hashlib
 import os
@@ -309,6 +310,32 @@ def test_reader_of_an_inner_snapshot_stays(place, daemon):
         finally:
             os.close(reader)
         assert daemon.file("vm.img").read_bytes()[:3] == b"new"
+
+
+def test_mkdir_that_waits_for_an_overlay(place):
+    """mkdir and rmdir in .snap that come while an overlay is put in place find the node that is writable then."""
+    qcow2.create(place, "base.qcow2", "", 16 * MiB)
+    daemon = place.mount("[node base]\ndriver = qcow2\nfile.driver = file\nfile.filename = base.qcow2\n"
+                         "[export vm.img]\nnode = base\nwritable = on\n")
+    root = daemon.mountpoints[0] / ".snap"
+    stop = threading.Event()
+
+    def make(number):
+        turn = 0
+        while not stop.is_set():
+            (root / f"s{number}-{turn}").mkdir()
+            turn += 1
+
+    with qmp.connect(daemon) as control, concurrent.futures.ThreadPoolExecutor(4) as pool:
+        makers = [pool.submit(make, number) for number in range(4)]
+        try:
+            for i in range(6):
+                control("x-blockgraph-snapshot-create", name=f"x{i}", external=True)
+                threading.Event().wait(0.05) # some snapshots between two overlays
+        finally:
+            stop.set()
+        for maker in makers:
+            maker.result()
 
 
 def test_node_of_the_graph_as_overlay(place):

@@ -12,8 +12,10 @@
 #include "aio/thread-pool.h"
 #include "util/error.h"
 
-/* One test may take this long under a sanitizer on a busy machine. */
+/* One test may take this long under a sanitizer on a busy machine; with the full counts (BG_LONG), the other.
+ */
 #define TEST_TIMEOUT_S 180
+#define LONG_TIMEOUT_S 3600
 
 /* ---- Environment */
 
@@ -107,7 +109,7 @@ static void run_case(gconstpointer opaque)
         g_test_skip(err->message);
         return;
     }
-    alarm(TEST_TIMEOUT_S);
+    alarm(g_getenv("BG_LONG") ? LONG_TIMEOUT_S : TEST_TIMEOUT_S);
     if (test->in_coroutine) {
         test_run(&env, run_in_coroutine, (void *)test);
     } else {
@@ -312,6 +314,21 @@ BlockChild *test_attach(BlockNode *parent, BlockNode *child, const char *name)
     g_assert_no_error(err);
     g_assert_nonnull(edge);
     return edge;
+}
+
+void coroutine_fn test_write_bytes(BlockBackend *blk, int64_t offset, size_t n, int byte)
+{
+    g_autofree uint8_t *buf = g_malloc(n);
+    memset(buf, byte, n);
+    g_assert_cmpint(block_backend_co_pwrite(blk, offset, (int64_t)n, buf, 0), ==, 0);
+}
+
+void coroutine_fn test_check_bytes(BlockBackend *blk, int64_t offset, size_t n, int byte)
+{
+    g_autofree uint8_t *buf = g_malloc(n), *want = g_malloc(n);
+    memset(want, byte, n);
+    g_assert_cmpint(block_backend_co_pread(blk, offset, (int64_t)n, buf), ==, 0);
+    test_assert_mem("bytes", buf, want, n);
 }
 
 void test_check_error(GError **err, int errnum, const char *words, ...)

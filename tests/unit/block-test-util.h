@@ -103,6 +103,10 @@ void test_check_error(GError **err, int errnum, const char *words, ...) G_GNUC_N
 
 /* ---- Data. */
 
+/* Write `n` times the byte; the range must be full of it. Abort on failure. */
+void coroutine_fn test_write_bytes(BlockBackend *blk, int64_t offset, size_t n, int byte);
+void coroutine_fn test_check_bytes(BlockBackend *blk, int64_t offset, size_t n, int byte);
+
 /* Fill with bytes that differ by seed and position. */
 void test_fill(uint8_t *buf, size_t n, uint32_t seed);
 void test_assert_mem(const char *what, const uint8_t *got, const uint8_t *want, size_t n);

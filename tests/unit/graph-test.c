@@ -7,8 +7,26 @@
 
 #include "graph-test.h"
 
+#include <glib/gstdio.h>
+
 #include "control/objects.h"
 #include "control/resolve.h"
+
+const char graph_test_lab[] = "# a comment\n"
+                              "[node base]\n"
+                              "driver = raw\n"
+                              "  read-only=on  \n"
+                              "file.driver = file\n"
+                              "file.filename = base.img\r\n"
+                              "\n"
+                              "[node top]\n"
+                              "driver=raw\n"
+                              "file=base\n"
+                              "[export top.img]\n"
+                              "node = top\n"
+                              "growable = on\n"
+                              "writable = on\n"
+                              "[iothread io1]\n";
 
 GPtrArray *graph_test_read(Config *config, GraphTestParse *parse, const char *text, GError **errp)
 {
@@ -45,4 +63,27 @@ void graph_test_accepted(GraphTestParse *parse, Config *config, const char *text
     } else {
         g_ptr_array_unref(found);
     }
+}
+
+char *graph_test_dir_new(void)
+{
+    char *dir = g_dir_make_tmp("blockgraph-test-XXXXXX", NULL);
+
+    g_assert_nonnull(dir);
+    return dir;
+}
+
+void graph_test_dir_free(char *dir)
+{
+    GDir *entries = g_dir_open(dir, 0, NULL);
+    const char *name;
+
+    while ((name = g_dir_read_name(entries))) {
+        g_autofree char *path = g_build_filename(dir, name, NULL);
+
+        g_unlink(path);
+    }
+    g_dir_close(entries);
+    g_rmdir(dir);
+    g_free(dir);
 }

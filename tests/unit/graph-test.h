@@ -15,6 +15,9 @@
 typedef bool GraphTestParse(Config *config, const char *path, const char *text, const char *base,
                             GError **errp);
 
+/* A graph file with a section of each kind. */
+extern const char graph_test_lab[];
+
 /* Parse as file "g", sort, read the exports and objects. The exports, or NULL and *errp. */
 GPtrArray *graph_test_read(Config *config, GraphTestParse *parse, const char *text, GError **errp);
 
@@ -25,5 +28,9 @@ void graph_test_refused(GraphTestParse *parse, const char *text, const char *mes
 
 /* The text is accepted; its exports are in *exports, where that is not NULL. */
 void graph_test_accepted(GraphTestParse *parse, Config *config, const char *text, GPtrArray **exports);
+
+/* A new directory for a test program's files, and its end, with all files in it; takes the name over. */
+char *graph_test_dir_new(void);
+void graph_test_dir_free(char *dir);
 
 #endif /* BG_TEST_GRAPH_TEST_H */

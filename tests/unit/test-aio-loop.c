@@ -283,6 +283,29 @@ static void poll_learns(AioContext *ctx)
     aio_timer_del(&timer);
 }
 
+/* Time spent looking is part of the wait: else a timer would come late by that, each time. */
+static void poll_timer(AioContext *ctx)
+{
+    const int64_t span_ns = 5 * MSEC;
+    AioTimer timer;
+    int n = 0;
+    bool in_time = false;
+
+    aio_timer_init(&timer, ctx, count, &n);
+    aio_context_set_poll_max(ctx, 1000 * MSEC);
+    for (int i = 0; i < 10; i++) {
+        polled_in_wait(ctx, &timer, MSEC / 100);
+    }
+    for (int i = 0; i < 100 && !in_time; i++) {
+        int64_t start_ns = aio_clock_ns();
+
+        polled_in_wait(ctx, &timer, span_ns);
+        in_time = aio_clock_ns() - start_ns < 2 * span_ns;
+    }
+    g_assert_true(in_time);
+    aio_timer_del(&timer);
+}
+
 static void poll_schedule(void *opaque)
 {
     void **arguments = opaque;
@@ -394,6 +417,7 @@ int main(int argc, char **argv)
     aio_test_add("nested/foreign-thread", foreign_thread);
     aio_test_add("nested/free-in-use", free_in_use);
     aio_test_add("poll/learns", poll_learns);
+    aio_test_add("poll/timer", poll_timer);
     aio_test_add("poll/notify", poll_notify);
     g_test_add_data_func("/backend/eperm", GINT_TO_POINTER(EPERM), backend_refused);
     g_test_add_data_func("/backend/enosys", GINT_TO_POINTER(ENOSYS), backend_refused);

@@ -350,7 +350,7 @@ static void coroutine_fn test_in_place(TestEnv *env)
     g_assert_cmpuint(block_graph_nodes(env->graph)->len, ==, 3);
     BlockChild *a = g_ptr_array_index(top->children, 0), *b = g_ptr_array_index(top->children, 1);
     g_assert_cmpstr(a->name, ==, "a");
-    g_assert_true(g_str_has_prefix(a->node->name, "#block"));
+    g_assert_cmpstr(a->node->name, ==, "#top.a");
     g_assert_false(a->node->named_by_user);
     g_assert_cmpint(block_node_length(a->node), ==, 4096);
     g_assert_cmpstr(b->node->name, ==, "named");

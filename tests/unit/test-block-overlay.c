@@ -8,6 +8,7 @@
 
 #include "block/create.h"
 #include "block/overlay.h"
+#include "block/snapshot.h"
 #include "tests/unit/block-test-util.h"
 
 #define LENGTH (256 * 1024)
@@ -164,6 +165,53 @@ static void coroutine_fn test_under_io(TestEnv *env)
     delete_image(env, base);
 }
 
+/* ---- Snapshots inside */
+
+typedef struct Opening {
+    BlockNode *node;
+    BlockBackend *view;
+} Opening;
+
+static int coroutine_fn open_snapshot_task(void *opaque)
+{
+    Opening *opening = opaque;
+    g_autoptr(GError) err = NULL;
+    opening->view = block_snapshot_co_open(opening->node, "s", "view", &err);
+    g_assert_no_error(err);
+    return 0;
+}
+
+/* A snapshot that is opened while an overlay takes the place of its node is read from that node. */
+static void coroutine_fn test_view_opened_meanwhile(TestEnv *env)
+{
+    BlockNode *base = open_image(env, "base", LENGTH), *top = open_image(env, "top", LENGTH);
+    BlockBackend *blk = writer_of(env, base);
+    Insertion in = {base, top};
+    Opening opening = {base, NULL};
+    put(blk, 0, 'a');
+    g_assert_cmpint(block_snapshot_co_create(&base, 1, "s", NULL), ==, 0);
+    put(blk, 0, 'b');
+    test_mem_hold(leaf_of(base), BLOCK_OP_READ, -1);
+    TestRequest *running = test_request_start(test_iothread(env, 0), blk, BLOCK_OP_READ, 0, 512, 0);
+    test_wait(test_mem_waiting(leaf_of(base)) == 1);
+    TestTask *insertion = test_spawn(env->ctx, insert_task, &in);
+    test_wait(atomic_load(&base->quiesce) > 0);
+    TestTask *open = test_spawn(env->ctx, open_snapshot_task, &opening);
+    g_assert_false(test_task_done(insertion) || test_task_done(open));
+    test_mem_release(leaf_of(base), BLOCK_OP_READ, -1);
+    test_join(insertion);
+    test_join(open);
+    g_assert_cmpint(test_request_finish(running), ==, 0);
+    g_assert_true(block_backend_node(blk) == top);
+    g_assert_true(block_backend_node(opening.view) == base);
+    check(opening.view, 0, 'a');
+    check(blk, 0, 'b');
+    block_backend_co_free(opening.view);
+    block_backend_co_free(blk);
+    delete_image(env, top);
+    delete_image(env, base);
+}
+
 /* ---- Failures */
 
 static void coroutine_fn refuse(BlockNode *node, BlockNode *overlay, int errnum, const char *word)
@@ -262,6 +310,7 @@ static void register_tests(void)
     test_add_co("overlay/insert", test_insert);
     test_add_co("overlay/chain", test_chain);
     test_add_co("overlay/under-io", test_under_io);
+    test_add_co("overlay/view-opened-meanwhile", test_view_opened_meanwhile);
     test_add_co("overlay/refusals", test_refusals);
     test_add_co("overlay/all-or-nothing", test_all_or_nothing);
     test_add_co("overlay/no-flush", test_no_flush);

@@ -5,6 +5,8 @@
  */
 #include "config.h"
 
+#include "graph-test.h"
+
 #include <errno.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -492,27 +494,12 @@ static void test_help_and_mount_options(void)
     }
 }
 
-static void remove_dir(void)
-{
-    GDir *entries = g_dir_open(dir, 0, NULL);
-    const char *name;
-
-    while ((name = g_dir_read_name(entries))) {
-        g_autofree char *path = g_build_filename(dir, name, NULL);
-
-        g_unlink(path);
-    }
-    g_dir_close(entries);
-    g_rmdir(dir);
-    g_free(dir);
-}
-
 int main(int argc, char **argv)
 {
     int status;
 
     g_test_init(&argc, &argv, NULL);
-    dir = g_dir_make_tmp("test-command-line-XXXXXX", NULL);
+    dir = graph_test_dir_new();
     g_test_add_func("/command-line/operands", test_operands);
     g_test_add_func("/command-line/flags", test_flags);
     g_test_add_func("/command-line/bad-options", test_bad_options);
@@ -529,6 +516,6 @@ int main(int argc, char **argv)
     g_test_add_func("/command-line/help-and-man-page", test_help_and_man_page);
     g_test_add_func("/command-line/help-and-mount-options", test_help_and_mount_options);
     status = g_test_run();
-    remove_dir();
+    graph_test_dir_free(dir);
     return status;
 }

@@ -24,29 +24,13 @@ static void assert_node(Config *config, const char *name, const char *expected)
 
 /* ---- INI */
 
-static const char lab[] = "# a comment\n"
-                          "[node base]\n"
-                          "driver = raw\n"
-                          "  read-only=on  \n"
-                          "file.driver = file\n"
-                          "file.filename = base.img\r\n"
-                          "\n"
-                          "[node top]\n"
-                          "driver=raw\n"
-                          "file=base\n"
-                          "[export top.img]\n"
-                          "node = top\n"
-                          "growable = on\n"
-                          "writable = on\n"
-                          "[iothread io1]\n";
-
 static void test_ini(void)
 {
     g_autoptr(Config) config = config_new();
     g_autoptr(GPtrArray) exports = NULL;
     ExportSpec *spec;
 
-    graph_test_accepted(graph_file_parse_ini, config, lab, &exports);
+    graph_test_accepted(graph_file_parse_ini, config, graph_test_lab, &exports);
     assert_node(
         config, "base",
         "{\"node-name\":\"base\",\"driver\":\"raw\",\"read-only\":\"on\",\"file\":{\"driver\":\"file\","

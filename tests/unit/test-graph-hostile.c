@@ -14,22 +14,6 @@
 #include "control/json-text.h"
 #include "graph-test.h"
 
-static const char lab[] = "# a comment\n"
-                          "[node base]\n"
-                          "driver = raw\n"
-                          "  read-only=on  \n"
-                          "file.driver = file\n"
-                          "file.filename = base.img\r\n"
-                          "\n"
-                          "[node top]\n"
-                          "driver=raw\n"
-                          "file=base\n"
-                          "[export top.img]\n"
-                          "node = top\n"
-                          "growable = on\n"
-                          "writable = on\n"
-                          "[iothread io1]\n";
-
 /* ---- Bounds */
 
 static void test_deep_json(void)
@@ -181,7 +165,7 @@ static void mutations_of(GraphTestParse *parse, const char *text)
 
 static void test_mutations(void)
 {
-    mutations_of(graph_file_parse_ini, lab);
+    mutations_of(graph_file_parse_ini, graph_test_lab);
     mutations_of(graph_file_parse_json, lab_json);
 }
 
@@ -255,27 +239,12 @@ static void test_device(void)
     g_assert_cmpstr(error->message, ==, "cannot open '/dev/zero': it is a character device");
 }
 
-static void remove_dir(void)
-{
-    GDir *entries = g_dir_open(dir, 0, NULL);
-    const char *name;
-
-    while ((name = g_dir_read_name(entries))) {
-        g_autofree char *path = g_build_filename(dir, name, NULL);
-
-        g_unlink(path);
-    }
-    g_dir_close(entries);
-    g_rmdir(dir);
-    g_free(dir);
-}
-
 int main(int argc, char **argv)
 {
     int status;
 
     g_test_init(&argc, &argv, NULL);
-    dir = g_dir_make_tmp("test-graph-hostile-XXXXXX", NULL);
+    dir = graph_test_dir_new();
     g_test_add_func("/graph-hostile/deep-json", test_deep_json);
     g_test_add_func("/graph-hostile/many-json-values", test_many_json_values);
     g_test_add_func("/graph-hostile/long-json-keys", test_long_json_keys);
@@ -286,6 +255,6 @@ int main(int argc, char **argv)
     g_test_add_func("/graph-hostile/relative-to-file", test_relative_to_file);
     g_test_add_func("/graph-hostile/device", test_device);
     status = g_test_run();
-    remove_dir();
+    graph_test_dir_free(dir);
     return status;
 }

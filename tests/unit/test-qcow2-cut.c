@@ -288,7 +288,7 @@ static void coroutine_fn run_cuts_beside(TestEnv *env, const char *create, const
 {
     g_autofree char *path = driver_test_path("start.qcow2"), *content = NULL;
     gsize n;
-    unsigned cuts = g_getenv("BG_LONG") ? 700 : 25, checked = 0;
+    unsigned cuts = g_getenv("BG_LONG") ? 200 : 25, checked = 0;
     if (driver_test_lacks("qemu-img")) {
         return;
     }

@@ -43,21 +43,6 @@ static Qcow2State *state(TestEnv *env)
     return node(env, "q")->opaque;
 }
 
-static void coroutine_fn write_cluster(BlockBackend *blk, int64_t offset, int byte)
-{
-    uint8_t buf[CLUSTER];
-    memset(buf, byte, sizeof buf);
-    g_assert_cmpint(block_backend_co_pwrite(blk, offset, sizeof buf, buf, 0), ==, 0);
-}
-
-static void coroutine_fn check_cluster(BlockBackend *blk, int64_t offset, int byte)
-{
-    uint8_t buf[CLUSTER], want[CLUSTER];
-    memset(want, byte, sizeof want);
-    g_assert_cmpint(block_backend_co_pread(blk, offset, sizeof buf, buf), ==, 0);
-    test_assert_mem("cluster", buf, want, sizeof want);
-}
-
 #define ASSERT_RECORD(env, name, text)                                                                       \
     do {                                                                                                     \
         g_autofree char *record_ = test_mem_record_text(node(env, name));                                    \
@@ -77,21 +62,21 @@ static void coroutine_fn test_clean(TestEnv *env)
     BlockBackend *blk = image_open(env, ",'cache-clean-interval':0");
     Qcow2Cache *c = &state(env)->l2_cache;
     for (int64_t i = 0; i < 3; i++) {
-        write_cluster(blk, i * SPAN, 1);
+        test_write_bytes(blk, i * SPAN, CLUSTER, 1);
     }
     g_assert_cmpuint(c->n_tables, ==, 3);
     qcow2_cache_clean(c); /* all were used since there is the cache */
     qcow2_cache_clean(c); /* none is clean */
     g_assert_cmpuint(c->n_tables, ==, 3);
     g_assert_cmpint(block_backend_co_flush(blk), ==, 0);
-    check_cluster(blk, SPAN, 1);
+    test_check_bytes(blk, SPAN, CLUSTER, 1);
     qcow2_cache_clean(c);
     g_assert_cmpuint(c->n_tables, ==, 1);
     g_assert_nonnull(qcow2_cache_peek(c, state(env)->l1.entries[1] & QCOW2_ENTRY_OFFSET));
     qcow2_cache_clean(c);
     g_assert_cmpuint(c->n_tables, ==, 0);
     for (int64_t i = 0; i < 3; i++) {
-        check_cluster(blk, i * SPAN, 1);
+        test_check_bytes(blk, i * SPAN, CLUSTER, 1);
     }
     g_assert_false(aio_timer_pending(&state(env)->clean_timer));
     driver_test_close(env, blk);
@@ -104,7 +89,7 @@ static void coroutine_fn test_clean_by_timer(TestEnv *env)
     BlockBackend *blk = image_open(env, ",'cache-clean-interval':1");
     Qcow2State *s = state(env);
     g_assert_true(aio_timer_pending(&s->clean_timer));
-    write_cluster(blk, 0, 1);
+    test_write_bytes(blk, 0, CLUSTER, 1);
     g_assert_cmpint(block_backend_co_flush(blk), ==, 0);
     g_assert_cmpuint(s->l2_cache.n_tables, ==, 1);
     test_wait(s->l2_cache.n_tables == 0 && s->refcount_cache.n_tables == 0);
@@ -132,9 +117,9 @@ static void coroutine_fn test_order_of_shrinking(TestEnv *env)
 {
     BlockNode *f = file_open(env, 0, 0);
     BlockBackend *blk = image_open(env, "");
-    write_cluster(blk, 0, 1);       /* L2 table at 16K, data at 20K */
-    write_cluster(blk, SPAN, 2);    /* L2 table at 24K, data at 28K */
-    write_cluster(blk, CLUSTER, 3); /* data at 32K */
+    test_write_bytes(blk, 0, CLUSTER, 1);       /* L2 table at 16K, data at 20K */
+    test_write_bytes(blk, SPAN, CLUSTER, 2);    /* L2 table at 24K, data at 28K */
+    test_write_bytes(blk, CLUSTER, CLUSTER, 3); /* data at 32K */
     g_assert_cmpint(block_backend_co_flush(blk), ==, 0);
     forget_record(env, "f");
     g_assert_cmpint(block_backend_co_truncate(blk, CLUSTER + 512, NULL), ==, 0);
@@ -154,8 +139,8 @@ static void coroutine_fn test_failed_shrink(TestEnv *env)
 {
     BlockNode *f = file_open(env, 0, 0);
     BlockBackend *blk = image_open(env, "");
-    write_cluster(blk, 0, 1);
-    write_cluster(blk, SPAN, 2);
+    test_write_bytes(blk, 0, CLUSTER, 1);
+    test_write_bytes(blk, SPAN, CLUSTER, 2);
     g_assert_cmpint(block_backend_co_flush(blk), ==, 0);
     test_mem_fail(f, BLOCK_OP_FLUSH, EIO);
     g_assert_cmpint(block_backend_co_truncate(blk, CLUSTER, NULL), ==, -EIO);
@@ -164,7 +149,7 @@ static void coroutine_fn test_failed_shrink(TestEnv *env)
     g_assert_cmpuint(qcow2_load64(test_mem(f)->data + QCOW2_HEADER_SIZE), ==, 8 * MIB);
     g_assert_cmpint(block_backend_co_truncate(blk, CLUSTER, NULL), ==, 0);
     g_assert_cmpuint(qcow2_load64(test_mem(f)->data + QCOW2_HEADER_SIZE), ==, CLUSTER);
-    check_cluster(blk, 0, 1);
+    test_check_bytes(blk, 0, CLUSTER, 1);
     driver_test_close(env, blk);
     test_delete(env, f);
 }
@@ -189,7 +174,7 @@ static void coroutine_fn image_with_data_close(TestEnv *env, BlockBackend *blk)
 static void coroutine_fn test_data_before_tables(TestEnv *env)
 {
     BlockBackend *blk = image_with_data_open(env, 0);
-    write_cluster(blk, 5 * CLUSTER, 1);
+    test_write_bytes(blk, 5 * CLUSTER, CLUSTER, 1);
     ASSERT_RECORD(env, "d", "write 20480+4096");
     forget_record(env, "f");
     test_mem_hold(node(env, "d"), BLOCK_OP_FLUSH, -1);
@@ -200,7 +185,7 @@ static void coroutine_fn test_data_before_tables(TestEnv *env)
     test_mem_release(node(env, "d"), BLOCK_OP_FLUSH, -1);
     g_assert_cmpint(test_request_finish(flush), ==, 0);
     ASSERT_RECORD(env, "f", "flush, write 16384+4096, flush, write 12288+32, flush");
-    check_cluster(blk, 5 * CLUSTER, 1);
+    test_check_bytes(blk, 5 * CLUSTER, CLUSTER, 1);
     image_with_data_close(env, blk);
 }
 
@@ -208,7 +193,7 @@ static void coroutine_fn test_data_before_tables(TestEnv *env)
 static void coroutine_fn test_raw_data_file(TestEnv *env)
 {
     BlockBackend *blk = image_with_data_open(env, QCOW2_AUTOCLEAR_DATA_RAW);
-    write_cluster(blk, 0, 1);
+    test_write_bytes(blk, 0, CLUSTER, 1);
     g_assert_cmpint(block_backend_co_flush(blk), ==, 0);
     forget_record(env, "f");
     forget_record(env, "d");

@@ -208,14 +208,6 @@ static void coroutine_fn write_cluster(BlockBackend *blk, int64_t offset, int by
     g_assert_cmpint(block_backend_co_pwrite(blk, offset, sizeof buf, buf, 0), ==, want);
 }
 
-static void coroutine_fn check_cluster(BlockBackend *blk, int64_t offset, int byte)
-{
-    uint8_t buf[CLUSTER], want[CLUSTER];
-    memset(want, byte, sizeof want);
-    g_assert_cmpint(block_backend_co_pread(blk, offset, sizeof buf, buf), ==, 0);
-    test_assert_mem("cluster", buf, want, sizeof want);
-}
-
 /* ---- Order */
 
 #define ASSERT_RECORD(env, text)                                                                             \
@@ -258,7 +250,7 @@ static void coroutine_fn test_order_of_freeing(TestEnv *env)
     g_assert_cmpint(refcount_on_disk(env, 5), ==, 0);
     write_cluster(blk, 2 * CLUSTER, 4, 0); /* now it does */
     ASSERT_RECORD(env, "write 20480+4096");
-    check_cluster(blk, 0, 0);
+    test_check_bytes(blk, 0, CLUSTER, 0);
     image_close(env, blk);
 }
 
@@ -271,8 +263,8 @@ static void coroutine_fn test_close_writes_tables(TestEnv *env)
     write_cluster(blk, 5 * MIB, 8, 0);
     driver_test_close(env, blk);
     blk = test_backend(env, "b", test_open(env, "{'driver':'qcow2','node-name':'q','file':'f'}"));
-    check_cluster(blk, 3 * MIB, 0);
-    check_cluster(blk, 5 * MIB, 8);
+    test_check_bytes(blk, 3 * MIB, CLUSTER, 0);
+    test_check_bytes(blk, 5 * MIB, CLUSTER, 8);
     unsigned used = 0;
     for (unsigned i = 0; i < 2048; i++) {
         used += refcount_on_disk(env, i) == 1;
@@ -295,7 +287,7 @@ static void coroutine_fn test_parallel_allocation(TestEnv *env)
     TestRequest *other =
         test_request_start(test_iothread(env, 1), blk, BLOCK_OP_WRITE, 2 * CLUSTER, 512, 0x33);
     g_assert_cmpint(test_request_finish(other), ==, 0);
-    check_cluster(blk, 0, 0); /* not linked yet */
+    test_check_bytes(blk, 0, CLUSTER, 0); /* not linked yet */
     test_settle();
     g_assert_false(test_request_done(first) || test_request_done(same));
     test_mem_release(f, BLOCK_OP_WRITE, 20480);
@@ -342,7 +334,7 @@ static void coroutine_fn test_failed_data_write(TestEnv *env)
     test_mem_fail(f, BLOCK_OP_WRITE, ENOSPC);
     write_cluster(blk, 0, 2, -ENOSPC);
     test_mem_fail(f, BLOCK_OP_WRITE, 0);
-    check_cluster(blk, 0, 0);
+    test_check_bytes(blk, 0, CLUSTER, 0);
     g_assert_cmpint(block_backend_co_flush(blk), ==, 0);
     g_assert_cmpuint(refcount_on_disk(env, 6), ==, 0); /* given back */
     image_close(env, blk);
@@ -361,7 +353,7 @@ static void coroutine_fn test_failed_flush(TestEnv *env)
     }
     g_assert_cmpint(block_backend_co_flush(blk), ==, 0);
     g_assert_cmpuint(qcow2_load64(test_mem(f)->data + 3 * CLUSTER), ==, QCOW2_ENTRY_COPIED | 16384);
-    check_cluster(blk, 0, 5);
+    test_check_bytes(blk, 0, CLUSTER, 5);
     image_close(env, blk);
 }
 
@@ -376,7 +368,7 @@ static void coroutine_fn test_overlap(TestEnv *env)
     ASSERT_RECORD(env, "read 8192+4096, write 72+8, flush");
     g_assert_cmpuint(qcow2_load64(test_mem(f)->data + 72), ==, QCOW2_INCOMPATIBLE_CORRUPT);
     write_cluster(blk, MIB, 1, -EIO);
-    check_cluster(blk, 0, 0);
+    test_check_bytes(blk, 0, CLUSTER, 0);
     image_close(env, blk);
     g_autofree char *errors = block_graph_errors_text(env->graph);
     g_assert_nonnull(strstr(errors, "would hit the L1 table"));

@@ -58,21 +58,6 @@ static void coroutine_fn images_close(Images *m)
     }
 }
 
-static void coroutine_fn fill(BlockBackend *blk, int64_t offset, int byte)
-{
-    uint8_t buf[CLUSTER];
-    memset(buf, byte, sizeof buf);
-    g_assert_cmpint(block_backend_co_pwrite(blk, offset, sizeof buf, buf, 0), ==, 0);
-}
-
-static void coroutine_fn check(BlockBackend *blk, int64_t offset, int byte)
-{
-    uint8_t buf[CLUSTER], want[CLUSTER];
-    memset(want, byte, sizeof want);
-    g_assert_cmpint(block_backend_co_pread(blk, offset, sizeof buf, buf), ==, 0);
-    test_assert_mem("cluster", buf, want, sizeof want);
-}
-
 static unsigned coroutine_fn count(BlockNode *node)
 {
     g_autoptr(GPtrArray) infos = g_ptr_array_new_with_free_func((GDestroyNotify)block_snapshot_info_free);
@@ -95,23 +80,23 @@ static void coroutine_fn test_revert(TestEnv *env)
 {
     Images m = images_open(env);
     g_autoptr(GError) err = NULL;
-    fill(m.blk[0], 0, 1);
-    fill(m.blk[0], 3 * MIB, 2);
+    test_write_bytes(m.blk[0], 0, CLUSTER, 1);
+    test_write_bytes(m.blk[0], 3 * MIB, CLUSTER, 2);
     create(&m, 1, "s");
-    fill(m.blk[0], 0, 3);
-    fill(m.blk[0], 6 * MIB, 4);
+    test_write_bytes(m.blk[0], 0, CLUSTER, 3);
+    test_write_bytes(m.blk[0], 6 * MIB, CLUSTER, 4);
     g_assert_cmpint(block_backend_co_pdiscard(m.blk[0], 3 * MIB, CLUSTER), ==, 0);
     for (unsigned round = 0; round < 3; round++) {
         g_assert_cmpint(block_snapshot_co_revert(m.node, 1, "s", &err), ==, 0);
-        check(m.blk[0], 0, 1);
-        check(m.blk[0], 3 * MIB, 2);
-        check(m.blk[0], 6 * MIB, 0);
-        fill(m.blk[0], 3 * MIB, 5 + (int)round);
-        check(m.blk[0], 3 * MIB, 5 + (int)round);
+        test_check_bytes(m.blk[0], 0, CLUSTER, 1);
+        test_check_bytes(m.blk[0], 3 * MIB, CLUSTER, 2);
+        test_check_bytes(m.blk[0], 6 * MIB, CLUSTER, 0);
+        test_write_bytes(m.blk[0], 3 * MIB, CLUSTER, 5 + (int)round);
+        test_check_bytes(m.blk[0], 3 * MIB, CLUSTER, 5 + (int)round);
     }
     g_assert_cmpint(block_snapshot_co_delete(m.node, 1, "s", &err), ==, 0);
-    check(m.blk[0], 0, 1);
-    check(m.blk[0], 3 * MIB, 7);
+    test_check_bytes(m.blk[0], 0, CLUSTER, 1);
+    test_check_bytes(m.blk[0], 3 * MIB, CLUSTER, 7);
     images_close(&m);
 }
 
@@ -120,20 +105,20 @@ static void coroutine_fn test_revert_length(TestEnv *env)
 {
     Images m = images_open(env);
     g_autoptr(GError) err = NULL;
-    fill(m.blk[0], 0, 1);
+    test_write_bytes(m.blk[0], 0, CLUSTER, 1);
     create(&m, 1, "s");
     g_assert_cmpint(block_backend_co_truncate(m.blk[0], 12 * MIB, &err), ==, 0);
-    fill(m.blk[0], 11 * MIB, 2);
+    test_write_bytes(m.blk[0], 11 * MIB, CLUSTER, 2);
     create(&m, 1, "t");
     BlockBackend *view = block_snapshot_co_open(m.node[0], "s", "view", &err);
     g_assert_cmpint(block_backend_length(view), ==, 8 * MIB);
     block_backend_co_free(view);
     g_assert_cmpint(block_snapshot_co_revert(m.node, 1, "s", &err), ==, 0);
     g_assert_cmpint(block_backend_length(m.blk[0]), ==, 8 * MIB);
-    check(m.blk[0], 0, 1);
+    test_check_bytes(m.blk[0], 0, CLUSTER, 1);
     g_assert_cmpint(block_snapshot_co_revert(m.node, 1, "t", &err), ==, 0);
     g_assert_cmpint(block_backend_length(m.blk[0]), ==, 12 * MIB);
-    check(m.blk[0], 11 * MIB, 2);
+    test_check_bytes(m.blk[0], 11 * MIB, CLUSTER, 2);
     images_close(&m);
 }
 
@@ -151,16 +136,16 @@ static void coroutine_fn check_failed(Images *m, const char *name, int errnum)
 static void coroutine_fn test_prepare_fails(TestEnv *env)
 {
     Images m = images_open(env);
-    fill(m.blk[0], 0, 1);
-    fill(m.blk[1], 0, 2);
+    test_write_bytes(m.blk[0], 0, CLUSTER, 1);
+    test_write_bytes(m.blk[1], 0, CLUSTER, 2);
     test_mem_fail(m.file[1], BLOCK_OP_WRITE, ENOSPC);
     check_failed(&m, "s", ENOSPC);
     test_mem_fail(m.file[1], BLOCK_OP_WRITE, 0);
     test_mem_fail(m.file[1], BLOCK_OP_FLUSH, EIO);
     check_failed(&m, "s", EIO);
     test_mem_fail(m.file[1], BLOCK_OP_FLUSH, 0);
-    check(m.blk[0], 0, 1);
-    check(m.blk[1], 0, 2);
+    test_check_bytes(m.blk[0], 0, CLUSTER, 1);
+    test_check_bytes(m.blk[1], 0, CLUSTER, 2);
     create(&m, 2, "s");
     g_assert_cmpuint(count(m.node[0]), ==, 1);
     images_close(&m);
@@ -181,8 +166,8 @@ static int coroutine_fn create_task(void *opaque)
 static void coroutine_fn test_commit_fails(TestEnv *env)
 {
     Images m = images_open(env);
-    fill(m.blk[0], 0, 1);
-    fill(m.blk[1], 0, 2);
+    test_write_bytes(m.blk[0], 0, CLUSTER, 1);
+    test_write_bytes(m.blk[1], 0, CLUSTER, 2);
     test_mem_hold(m.file[1], BLOCK_OP_WRITE, QCOW2_HEADER_SIZE);
     Creation c = {.m = &m};
     TestTask *task = test_spawn(env->ctx, create_task, &c);
@@ -193,12 +178,12 @@ static void coroutine_fn test_commit_fails(TestEnv *env)
     g_assert_nonnull(strstr(c.err->message, "q1"));
     g_error_free(c.err);
     g_assert_cmpuint(count(m.node[0]), ==, 0);
-    fill(m.blk[0], 0, 3);
+    test_write_bytes(m.blk[0], 0, CLUSTER, 3);
     /* Nobody knows what the header of the second says: it is not written any more. */
     test_mem_fail(m.file[1], BLOCK_OP_WRITE, 0);
     uint8_t buf[CLUSTER] = {0};
     g_assert_cmpint(block_backend_co_pwrite(m.blk[1], 0, CLUSTER, buf, 0), ==, -EIO);
-    check(m.blk[1], 0, 2);
+    test_check_bytes(m.blk[1], 0, CLUSTER, 2);
     for (unsigned i = 0; i < 2; i++) {
         driver_test_close(env, m.blk[i]);
     }
@@ -214,7 +199,7 @@ static void coroutine_fn test_writes_wait(TestEnv *env)
 {
     Images m = images_open(env);
     g_autoptr(GError) err = NULL;
-    fill(m.blk[0], 0, 1);
+    test_write_bytes(m.blk[0], 0, CLUSTER, 1);
     test_mem_hold(m.file[0], BLOCK_OP_WRITE, QCOW2_HEADER_SIZE);
     Creation c = {.m = &m};
     TestTask *task = test_spawn(env->ctx, create_task, &c);
@@ -225,9 +210,9 @@ static void coroutine_fn test_writes_wait(TestEnv *env)
     test_mem_release(m.file[0], BLOCK_OP_WRITE, QCOW2_HEADER_SIZE);
     g_assert_cmpint(test_join(task), ==, 0);
     g_assert_cmpint(test_request_finish(write), ==, 0);
-    check(m.blk[0], 0, 9);
+    test_check_bytes(m.blk[0], 0, CLUSTER, 9);
     BlockBackend *view = block_snapshot_co_open(m.node[0], "s", "view", &err);
-    check(view, 0, 1);
+    test_check_bytes(view, 0, CLUSTER, 1);
     block_backend_co_free(view);
     images_close(&m);
 }
@@ -238,17 +223,17 @@ static void coroutine_fn test_view(TestEnv *env)
 {
     Images m = images_open(env);
     g_autoptr(GError) err = NULL;
-    fill(m.blk[0], 0, 1);
-    fill(m.blk[0], 2 * CLUSTER, 2);
+    test_write_bytes(m.blk[0], 0, CLUSTER, 1);
+    test_write_bytes(m.blk[0], 2 * CLUSTER, CLUSTER, 2);
     create(&m, 1, "s");
     BlockBackend *view = block_snapshot_co_open(m.node[0], "s", "view", &err);
     g_assert_no_error(err);
-    fill(m.blk[0], 0, 3);
+    test_write_bytes(m.blk[0], 0, CLUSTER, 3);
     create(&m, 1, "t");
-    fill(m.blk[0], CLUSTER, 4);
-    check(view, 0, 1);
-    check(view, CLUSTER, 0);
-    check(view, 2 * CLUSTER, 2);
+    test_write_bytes(m.blk[0], CLUSTER, CLUSTER, 4);
+    test_check_bytes(view, 0, CLUSTER, 1);
+    test_check_bytes(view, CLUSTER, CLUSTER, 0);
+    test_check_bytes(view, 2 * CLUSTER, CLUSTER, 2);
     int64_t pnum;
     int status = block_backend_co_block_status(view, CLUSTER, CLUSTER * 2, &pnum);
     g_assert_cmpint(pnum, ==, CLUSTER);

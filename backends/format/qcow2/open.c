@@ -34,9 +34,12 @@ static int coroutine_fn read_header(BlockNode *node, Qcow2Header *h, Qcow2Extras
     return ret;
 }
 
-/* An image that is marked corrupt is read, but not written. */
+/* An image that is marked corrupt, or that nobody can write to, is read, but not written. */
 static int check_writable(BlockNode *node, const Qcow2Header *h, GError **errp)
 {
+    if (node->auto_read_only && node->file->node->read_only) {
+        node->read_only = true;
+    }
     if (!(h->incompatible & QCOW2_INCOMPATIBLE_CORRUPT) || node->read_only || node->to_check) {
         return 0;
     }

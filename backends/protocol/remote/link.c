@@ -34,9 +34,11 @@
 
 /* A request that waits for the link to change its state. */
 typedef struct RemoteWaiter {
+    RemoteLink *link;
     Coroutine *co;
     AioTimer timer;
-    bool woken;
+    GList entry;
+    bool queued; /* in link->waiters: nobody has woken it */
 } RemoteWaiter;
 
 static void set_state(RemoteLink *link, RemoteLinkState state)
@@ -63,39 +65,45 @@ static void set_state(RemoteLink *link, RemoteLinkState state)
 
 /* ---- Waiting */
 
-static void wake(RemoteWaiter *waiter)
-{
-    if (!waiter->woken) {
-        waiter->woken = true;
-        aio_co_wake(waiter->co);
-    }
-}
-
+/* Outside of coroutines this runs the request, which may wait again: so only those that wait now. */
 static void wake_all(RemoteLink *link)
 {
-    for (GList *l = link->waiters.head; l; l = l->next) {
-        wake(l->data);
+    GQueue now = link->waiters;
+    GList *entry;
+
+    g_queue_init(&link->waiters);
+    for (GList *l = now.head; l; l = l->next) {
+        ((RemoteWaiter *)l->data)->queued = false;
+    }
+    while ((entry = g_queue_pop_head_link(&now))) {
+        aio_co_wake(((RemoteWaiter *)entry->data)->co);
     }
 }
 
 static void waiter_timeout(void *opaque)
 {
-    wake(opaque);
+    RemoteWaiter *waiter = opaque;
+
+    if (waiter->queued) {
+        waiter->queued = false;
+        g_queue_unlink(&waiter->link->waiters, &waiter->entry);
+        aio_co_wake(waiter->co);
+    }
 }
 
 /* Until the state changes, or `until_ns`. */
 static void coroutine_fn co_wait(RemoteLink *link, int64_t until_ns)
 {
-    RemoteWaiter waiter = {.co = coroutine_self()};
-    GList entry = {.data = &waiter};
+    RemoteWaiter waiter = {.link = link, .co = coroutine_self(), .queued = true};
+
+    waiter.entry.data = &waiter;
 
     aio_timer_init(&waiter.timer, link->ctx, waiter_timeout, &waiter);
     if (until_ns != INT64_MAX) {
         aio_timer_mod(&waiter.timer, until_ns);
     }
-    g_queue_push_tail_link(&link->waiters, &entry);
+    g_queue_push_tail_link(&link->waiters, &waiter.entry);
     coroutine_yield();
-    g_queue_unlink(&link->waiters, &entry);
     aio_timer_del(&waiter.timer);
 }
 
@@ -120,12 +128,27 @@ static void go_down(RemoteLink *link)
     }
 }
 
+/* The attempt under way, wherever it is, is to fail. */
+static void break_attempt(RemoteLink *link)
+{
+    link->broken = true;
+    link->ops->disconnect(link);
+    co_queue_restart_all(&link->remote->changed);
+}
+
 static void deadline_passed(void *opaque)
 {
     RemoteLink *link = opaque;
 
     link->timed_out = true;
-    link->ops->disconnect(link);
+    break_attempt(link);
+}
+
+void remote_link_set_deadline(RemoteLink *link)
+{
+    if (link->remote->options.timeout_ns) {
+        aio_timer_mod(&link->deadline, aio_clock_ns() + link->remote->options.timeout_ns);
+    }
 }
 
 static int coroutine_fn co_connect(RemoteLink *link, GError **errp)
@@ -133,13 +156,18 @@ static int coroutine_fn co_connect(RemoteLink *link, GError **errp)
     Remote *remote = link->remote;
 
     link->attempts++;
-    link->timed_out = false;
-    if (remote->options.timeout_ns) {
-        aio_timer_mod(&link->deadline, aio_clock_ns() + remote->options.timeout_ns);
-    }
+    link->timed_out = link->broken = false;
+    remote_link_set_deadline(link);
     int ret = link->ops->co_connect(link, link->was_connected, errp);
 
     aio_timer_del(&link->deadline);
+    if (ret == 0 && link->is_down) {
+        ret = remote_co_restore(link);
+        if (ret < 0) {
+            link->ops->disconnect(link);
+            bg_error_set(errp, -ret, "the connection was lost again");
+        }
+    }
     if (ret < 0 && link->timed_out) {
         g_clear_error(errp);
         return bg_error_set(errp, ETIMEDOUT, "no answer within %" G_GINT64_FORMAT " s",
@@ -152,12 +180,14 @@ static int coroutine_fn co_connect(RemoteLink *link, GError **errp)
     return ret;
 }
 
-static void count_up(RemoteLink *link)
+/* False where the others have fallen again in this moment. */
+static bool count_up(RemoteLink *link)
 {
-    if (link->is_down) {
-        link->is_down = false;
-        remote_link_up(link->remote);
+    if (link->is_down && !remote_link_up(link->remote)) {
+        return false;
     }
+    link->is_down = false;
+    return true;
 }
 
 static void coroutine_fn co_attempt(void *opaque)
@@ -168,9 +198,12 @@ static void coroutine_fn co_attempt(void *opaque)
     int ret = co_connect(link, &err);
 
     link->attempt = NULL;
+    if (ret == 0 && !count_up(link)) {
+        link->ops->disconnect(link);
+        ret = -ECONNABORTED;
+    }
     if (ret == 0) {
         set_state(link, REMOTE_LINK_CONNECTED);
-        count_up(link);
     } else if (ret == -ESTALE) {
         set_state(link, REMOTE_LINK_CHANGED);
         bg_log(BG_LOG_ERROR, "node '%s': %s: %s", node->name, link->remote->where, err->message);
@@ -232,6 +265,25 @@ void remote_link_init(RemoteLink *link, Remote *remote, const RemoteLinkOps *ops
     aio_timer_init(&link->limit, ctx, limit_passed, link);
 }
 
+/* Before it can be lost: in its thread. */
+static void enlist(RemoteLink *link)
+{
+    Remote *remote = link->remote;
+
+    bg_mutex_lock(&remote->lock);
+    g_ptr_array_add(remote->links, link);
+    bg_mutex_unlock(&remote->lock);
+}
+
+static void delist(RemoteLink *link)
+{
+    Remote *remote = link->remote;
+
+    bg_mutex_lock(&remote->lock);
+    g_ptr_array_remove(remote->links, link);
+    bg_mutex_unlock(&remote->lock);
+}
+
 int coroutine_fn remote_link_co_open(RemoteLink *link, int64_t patience_ns, GError **errp)
 {
     int64_t until_ns = aio_clock_ns() + patience_ns;
@@ -248,6 +300,9 @@ int coroutine_fn remote_link_co_open(RemoteLink *link, int64_t patience_ns, GErr
         ret = co_connect(link, &err);
     }
     set_state(link, ret == 0 ? REMOTE_LINK_CONNECTED : REMOTE_LINK_CLOSED);
+    if (ret == 0) {
+        enlist(link);
+    }
     aio_co_reschedule_self(main_context);
     if (ret < 0) {
         return bg_error_set(errp, -ret, "node '%s': %s: %s", link->remote->node->name, link->remote->where,
@@ -261,7 +316,7 @@ static void coroutine_fn co_stop_attempts(RemoteLink *link)
 {
     aio_timer_del(&link->retry);
     while (link->attempt) {
-        link->ops->disconnect(link);
+        break_attempt(link);
         co_wait(link, INT64_MAX);
     }
     aio_timer_del(&link->retry);
@@ -272,6 +327,7 @@ void coroutine_fn remote_link_co_close(RemoteLink *link)
     AioContext *main_context = aio_context_current();
 
     link->closing = true;
+    delist(link);
     aio_co_reschedule_self(link->ctx);
     co_stop_attempts(link);
     link->ops->disconnect(link);
@@ -373,16 +429,50 @@ int coroutine_fn remote_link_co_run(RemoteLink *link, RemoteTry *co_try, void *o
     }
 }
 
-void remote_link_lost(RemoteLink *link, int errnum, const char *cause)
+static void lose(RemoteLink *link, int errnum, const char *cause)
 {
-    if (link->state != REMOTE_LINK_CONNECTED) {
-        return;
-    }
     link->timed_out = errnum == ETIMEDOUT;
     link->is_down = true;
     remote_link_down(link->remote, errnum, cause);
     go_down(link);
     link->ops->disconnect(link);
+}
+
+static void follow_bh(void *opaque)
+{
+    RemoteLink *link = opaque;
+
+    if (link->state == REMOTE_LINK_CONNECTED) {
+        lose(link, ECONNABORTED, "another connection to it was lost");
+    }
+    block_node_dec_in_flight(link->remote->node);
+}
+
+/* All links fall together, see replay.c. */
+static void tell_others(RemoteLink *link)
+{
+    Remote *remote = link->remote;
+
+    bg_mutex_lock(&remote->lock);
+    for (guint i = 0; i < remote->links->len; i++) {
+        RemoteLink *other = remote->links->pdata[i];
+
+        if (other != link) {
+            block_node_inc_in_flight(remote->node);
+            aio_bh_schedule_oneshot(other->ctx, follow_bh, other);
+        }
+    }
+    bg_mutex_unlock(&remote->lock);
+}
+
+void remote_link_lost(RemoteLink *link, int errnum, const char *cause)
+{
+    if (link->state == REMOTE_LINK_CONNECTING) {
+        link->broken = true;
+    } else if (link->state == REMOTE_LINK_CONNECTED) {
+        lose(link, errnum, cause);
+        tell_others(link);
+    }
 }
 
 void remote_link_changed(RemoteLink *link, const char *cause)
@@ -411,7 +501,7 @@ static void quiet_bh(void *opaque)
             aio_timer_del(&link->retry);
             set_state(link, REMOTE_LINK_RESTING);
         } else if (link->attempt) {
-            link->ops->disconnect(link);
+            break_attempt(link);
         }
     }
     block_node_dec_in_flight(link->remote->node);

@@ -15,6 +15,7 @@
 #define NS_PER_S            INT64_C(1000000000)
 #define MAX_SECONDS         (UINT64_C(365) * 24 * 3600)
 #define DEFAULT_RECONNECT_S 30
+#define DEFAULT_RESEND      (INT64_C(64) << 20)
 
 /* ---- Options */
 
@@ -22,21 +23,24 @@ static bool read_options(RemoteOptions *o, BlockOptions *opts, unsigned default_
 {
     static const char *const outage[] = {"eio", "pause", NULL};
     uint64_t timeout = default_timeout, delay = DEFAULT_RECONNECT_S;
+    int64_t resend = DEFAULT_RESEND;
     int on_outage = 0;
 
     if (!block_options_get_uint64(opts, "timeout", 0, MAX_SECONDS, &timeout, errp) ||
         !block_options_get_uint64(opts, "reconnect-delay", 0, MAX_SECONDS, &delay, errp) ||
+        !block_options_get_size(opts, "resend-buffer", &resend, errp) ||
         !block_options_get_enum(opts, "on-outage", outage, &on_outage, errp)) {
         return false;
     }
     o->timeout_ns = (int64_t)timeout * NS_PER_S;
     o->reconnect_delay_ns = (int64_t)delay * NS_PER_S;
+    o->resend_bytes = resend;
     o->pause = on_outage == 1;
     return true;
 }
 
 bool remote_init(Remote *remote, BlockNode *node, BlockOptions *opts, const char *where,
-                 unsigned default_timeout, GError **errp)
+                 unsigned default_timeout, GError **errp) BG_NO_TSA
 {
     RemoteOptions options = {0};
 
@@ -48,12 +52,20 @@ bool remote_init(Remote *remote, BlockNode *node, BlockOptions *opts, const char
     remote->options = options;
     atomic_init(&remote->wait_limit_ns, INT64_MAX);
     bg_mutex_init(&remote->lock);
+    co_mutex_init(&remote->room_lock);
+    co_queue_init(&remote->changed);
+    remote->links = g_ptr_array_new();
+    g_queue_init(&remote->kept);
     return true;
 }
 
-void remote_destroy(Remote *remote)
+void remote_destroy(Remote *remote) BG_NO_TSA
 {
     if (remote->where) {
+        remote_replay_free(remote);
+        g_ptr_array_unref(remote->links);
+        co_queue_destroy(&remote->changed);
+        co_mutex_destroy(&remote->room_lock);
         bg_mutex_destroy(&remote->lock);
         g_clear_pointer(&remote->where, g_free);
     }
@@ -113,26 +125,28 @@ void remote_link_down(Remote *remote, int errnum, const char *cause)
         remote->down_since_ns = aio_clock_ns();
         remote->outages++;
     }
+    remote_outage_link_down(remote);
     bg_mutex_unlock(&remote->lock);
-    if (atomic_load(&remote->writes) > atomic_load(&remote->writes_stable)) {
-        atomic_store(&remote->writes_lost, true);
-    }
     if (begins) {
         log_outage(remote, errnum, cause);
     }
 }
 
-void remote_link_up(Remote *remote)
+bool remote_link_up(Remote *remote)
 {
     bg_mutex_lock(&remote->lock);
-    bool ends = --remote->links_down == 0;
+    bool up = remote->outage == REMOTE_RESTORED, ends = up && --remote->links_down == 0;
     int64_t down_ns = aio_clock_ns() - remote->down_since_ns;
 
+    if (ends) {
+        remote_outage_end(remote);
+    }
     bg_mutex_unlock(&remote->lock);
     if (ends) {
         bg_log(BG_LOG_INFO, "node '%s': %s is back after %.1f s", remote->node->name, remote->where,
                (double)down_ns / (double)NS_PER_S);
     }
+    return up;
 }
 
 char *remote_status(Remote *remote)
@@ -144,40 +158,4 @@ char *remote_status(Remote *remote)
     bg_mutex_unlock(&remote->lock);
     return down ? g_strdup_printf("down for %" G_GINT64_FORMAT " s", down_ns / NS_PER_S)
                 : g_strdup("connected");
-}
-
-/* ---- Writes and flushes */
-
-void remote_wrote(Remote *remote)
-{
-    atomic_fetch_add(&remote->writes, 1);
-}
-
-static void raise_to(_Atomic uint64_t *counter, uint64_t value)
-{
-    uint64_t old = atomic_load(counter);
-
-    while (old < value && !atomic_compare_exchange_weak(counter, &old, value)) {
-    }
-}
-
-int coroutine_fn remote_co_flush(Remote *remote, int coroutine_fn (*co_flush)(BlockNode *node))
-{
-    uint64_t writes = atomic_load(&remote->writes);
-    int ret = co_flush(remote->node);
-
-    /* After the flush: a connection lost meanwhile may have taken writes with it, also where it was sent
-     * again. */
-    if (ret < 0) {
-        return ret;
-    }
-    raise_to(&remote->writes_stable, writes);
-    if (atomic_exchange(&remote->writes_lost, false)) {
-        g_autofree char *text = g_strdup_printf(
-            "%s: was lost with writes that had not been flushed: they may be gone", remote->where);
-
-        block_graph_log_error(remote->node->graph, remote->node->name, BLOCK_OP_FLUSH, -1, 0, EIO, text);
-        return -EIO;
-    }
-    return 0;
 }

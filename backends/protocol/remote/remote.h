@@ -5,14 +5,10 @@
  * A Remote is the server of one node, a RemoteLink one connection to it, which lives in one AioContext. A
  * driver says how to connect and disconnect (RemoteLinkOps), and runs each request through
  * remote_link_co_run(): that waits for the connection, sets the deadline, and where the connection was lost
- * tries again as the user's options say. What is promised of writes and flushes over an outage: see
- * remote_co_flush().
+ * tries again as the user's options say. What the server may have forgotten meanwhile is sent again
+ * (replay.c).
  *
- * Options, read by remote_init():
- *
- *   timeout=SECONDS          the deadline of one request while connected, and of one attempt to connect; then
- * the connection counts as lost reconnect-delay=SECONDS  how long after the begin of an outage requests wait
- * for its end; then EIO on-outage=eio|pause      pause: they wait for as long as it takes
+ * Options, read by remote_init(): docs/outages.md says what they mean.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -24,6 +20,7 @@
 #include "aio/aio.h"
 #include "block/driver.h"
 #include "block/graph.h"
+#include "coroutine/lock.h"
 
 typedef struct Remote Remote;
 typedef struct RemoteLink RemoteLink;
@@ -44,8 +41,30 @@ typedef enum RemoteLinkState {
 typedef struct RemoteOptions {
     int64_t timeout_ns;         /* 0: none */
     int64_t reconnect_delay_ns; /* 0: requests do not wait */
+    int64_t resend_bytes;       /* resend-buffer; 0: nothing is kept */
     bool pause;                 /* on-outage=pause */
 } RemoteOptions;
+
+/* States and transitions: at the top of replay.c. */
+typedef enum RemoteOutage {
+    REMOTE_UP,
+    REMOTE_FALLING,
+    REMOTE_DOWN,
+    REMOTE_RESENDING,
+    REMOTE_RESTORED,
+} RemoteOutage;
+
+/* Of drivers that write. */
+typedef struct RemoteWriteOps {
+    /* Flush on the server, by remote_link_co_run(). */
+    int coroutine_fn (*co_flush)(BlockNode *node);
+    /*
+     * Write again, right after link's co_connect and not by remote_link_co_run(). data: `bytes` bytes; NULL:
+     * zeroes, with the flags of the first time. The link's thread. 0, REMOTE_LOST or -errno.
+     */
+    int coroutine_fn (*co_resend)(RemoteLink *link, int64_t offset, int64_t bytes, const void *data,
+                                  BlockRequestFlags flags);
+} RemoteWriteOps;
 
 struct Remote {
     BlockNode *node;
@@ -54,15 +73,22 @@ struct Remote {
     _Atomic int64_t
         wait_limit_ns; /* CLOCK_MONOTONIC: no request waits longer (the daemon ends); INT64_MAX: none */
 
-    /* Writes that were acknowledged, those of them that are known to be on stable storage, see
-     * remote_co_flush(). */
-    _Atomic uint64_t writes, writes_stable;
-    _Atomic bool writes_lost;
+    /* Set by the driver after remote_init; NULL: writes need no flush, or there are none. */
+    const RemoteWriteOps *write_ops;
 
-    BgMutex lock; /* a leaf */
+    CoMutex room_lock; /* who flushes to make room; held across that */
+    BgMutex lock;      /* a leaf */
+    CoQueue changed;   /* for another `outage`; with lock */
+    RemoteOutage outage BG_GUARDED_BY(lock);
+    GPtrArray *links BG_GUARDED_BY(lock); /* RemoteLink: those that are open */
     unsigned links_down BG_GUARDED_BY(lock);
     int64_t down_since_ns BG_GUARDED_BY(lock); /* CLOCK_MONOTONIC, where a link is down */
     uint64_t outages BG_GUARDED_BY(lock);
+    GQueue kept BG_GUARDED_BY(lock); /* KeptWrite, in the order of their answers */
+    int64_t kept_bytes BG_GUARDED_BY(lock);
+    uint64_t last_number BG_GUARDED_BY(lock); /* of a write */
+    uint64_t forgotten BG_GUARDED_BY(lock);   /* the last one that is not kept; 0: flushed since */
+    bool lost BG_GUARDED_BY(lock);            /* the next flush has to fail */
 };
 
 typedef struct RemoteLinkOps {
@@ -95,19 +121,20 @@ struct RemoteLink {
 
     /* -- the thread of ctx; ctx changes only while the node is drained */
     AioContext *ctx;
-    RemoteLinkState state;
-    bool was_connected;  /* ever */
-    bool is_down;        /* counted in remote->links_down */
-    bool quiet;          /* in a drained section: no attempts but for requests that wait */
-    bool timed_out;      /* the last loss: no answer within the deadline */
-    unsigned attempts;   /* since it was connected */
-    int64_t progress_ns; /* of remote_link_progress() */
-    unsigned running;    /* requests that are sent, or about to be */
-    Coroutine *attempt;  /* the coroutine that runs co_connect, or NULL */
-    AioTimer retry;      /* BACKOFF: the next attempt */
-    AioTimer deadline;   /* CONNECTING: of the attempt */
-    AioTimer limit;      /* the daemon ends: of everything that waits */
-    GQueue waiters;      /* RemoteWaiter, for a change of state */
+    _Atomic RemoteLinkState state; /* any thread may look */
+    bool was_connected;            /* ever */
+    bool is_down;                  /* counted in remote->links_down */
+    bool quiet;                    /* in a drained section: no attempts but for requests that wait */
+    bool broken;                   /* CONNECTING: the attempt is to fail */
+    bool timed_out;                /* the last loss: no answer within the deadline */
+    int64_t progress_ns;           /* of remote_link_progress() */
+    unsigned attempts;             /* since it was connected */
+    unsigned running;              /* requests that are sent, or about to be */
+    Coroutine *attempt;            /* the coroutine that runs co_connect, or NULL */
+    AioTimer retry;                /* BACKOFF: the next attempt */
+    AioTimer deadline;             /* CONNECTING: of the attempt */
+    AioTimer limit;                /* the daemon ends: of everything that waits */
+    GQueue waiters;                /* RemoteWaiter, for a change of state */
 
     /* -- main thread */
     bool closing; /* no more bottom halves may be sent to it */
@@ -123,15 +150,15 @@ bool remote_init(Remote *remote, BlockNode *node, BlockOptions *opts, const char
                  unsigned default_timeout, GError **errp);
 void remote_destroy(Remote *remote);
 
-/* A write without FUA was acknowledged (or with FUA: then it is stable by itself, do not call). Any thread.
- */
-void remote_wrote(Remote *remote);
 /*
- * Run the driver's flush. What was acknowledged before an outage and not flushed may be gone with the
- * server's memory: nobody can tell. Then the next flush fails with -EIO, once, and says so in the log of
- * errors, whatever the server answers. Any thread that flush may use, coroutine.
+ * A write, or write-zeroes, was acknowledged that is not yet on stable storage (no FUA): keep it until it is
+ * flushed. May flush to make room: 0, or that flush's error. Coroutine.
  */
-int coroutine_fn remote_co_flush(Remote *remote, int coroutine_fn (*co_flush)(BlockNode *node));
+int coroutine_fn remote_co_wrote(Remote *remote, int64_t offset, int64_t bytes, const IoVector *qiov,
+                                 size_t qiov_offset);
+int coroutine_fn remote_co_zeroed(Remote *remote, int64_t offset, int64_t bytes, BlockRequestFlags flags);
+/* The driver's co_flush: write_ops->co_flush, and -EIO once where writes may be gone. Coroutine. */
+int coroutine_fn remote_co_sync(Remote *remote);
 /* For options.json and the like: "connected", or "down for 12 s". Any thread. g_free. */
 char *remote_status(Remote *remote);
 
@@ -169,8 +196,9 @@ typedef enum RemoteResend {
 int coroutine_fn remote_link_co_run(RemoteLink *link, RemoteTry *co_try, void *opaque, RemoteResend resend);
 
 /*
- * The connection is gone: `cause` for people, `errnum` positive. Calls ops->disconnect. No-op unless
- * CONNECTED. The link's thread; does not yield.
+ * The connection is gone: `cause` for people, `errnum` positive. Calls ops->disconnect where it was
+ * CONNECTED, and lets an attempt fail. The other links of the remote follow. The link's thread; does not
+ * yield.
  */
 void remote_link_lost(RemoteLink *link, int errnum, const char *cause);
 /*
