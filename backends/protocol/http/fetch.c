@@ -123,6 +123,7 @@ static void begin_transfer(HttpFetch *f)
 {
     f->state = HTTP_FETCH_RUNNING;
     f->mark = f->filled;
+    f->begun_ns = aio_clock_ns();
     http_transfer_start(&f->t, f->filled, f->end);
 }
 
@@ -181,9 +182,20 @@ static void retry(void *opaque)
 
 /* ---- The transfer */
 
+static void note_delay(HttpFetch *f)
+{
+    HttpState *s = f->t.s;
+
+    if (f->begun_ns) {
+        s->delay_ns += (aio_clock_ns() - f->begun_ns - s->delay_ns) / 8;
+        f->begun_ns = 0;
+    }
+}
+
 static size_t fetch_data(HttpTransfer *t, const uint8_t *data, size_t n)
 {
     HttpFetch *f = (HttpFetch *)t;
+    note_delay(f);
     size_t fits = MIN(n, (size_t)(f->end - f->filled));
 
     memcpy(f->buf + (f->filled - f->start), data, fits);

@@ -27,6 +27,7 @@ struct HttpFetch {
     int64_t filled;     /* up to where the data is there */
     int64_t mark;       /* `filled` when the transfer began */
     int64_t taken;      /* bytes that were read */
+    int64_t begun_ns;   /* the transfer; 0: its first byte was there */
     int64_t give_up_ns; /* with a busy server */
     unsigned tries;     /* with a busy server */
     uint8_t *buf;

@@ -186,8 +186,8 @@ int coroutine_fn http_fetch_co_read(HttpState *s, int64_t offset, int64_t bytes,
 /* ---- spool.c: where the server has no ranges. s->spool may be NULL. */
 
 int coroutine_fn http_spool_co_open(HttpState *s, BlockOptions *opts, GError **errp);
-/* Home; nothing is written any more. */
-void http_spool_close(HttpState *s);
+/* Home. */
+void coroutine_fn http_spool_co_close(HttpState *s);
 /* The link is up, went down; a drained section ended. Home. */
 void http_spool_connected(HttpState *s);
 void http_spool_disconnect(HttpState *s);
@@ -247,6 +247,7 @@ struct HttpState {
     GQueue fetches;     /* HttpFetch: the first is the first to go */
     GQueue queued;      /* those of them that wait for a connection */
     unsigned running;   /* those of them that have one */
+    int64_t delay_ns;   /* from request to first byte, averaged */
     int64_t held_bytes; /* memory of all */
     GPtrArray *spares;  /* memory of HTTP_CHUNK_MAX bytes for the next ones */
     HttpStream streams[HTTP_STREAMS];

@@ -251,7 +251,7 @@ static void coroutine_fn leave_home(HttpState *s)
 
     aio_co_reschedule_self(s->link.ctx);
     http_fetches_destroy(s);
-    http_spool_close(s);
+    http_spool_co_close(s);
     http_cache_close(s);
     http_multi_destroy(s);
     aio_co_reschedule_self(main_context);

@@ -2,8 +2,8 @@
  * Who reads in order, and how far to be ahead of them.
  *
  * A stream begins with a read that continues another one, or one of the first byte. It is ahead by
- * `readahead` bytes first, and by twice as much with each window that was read, up to what all connections
- * carry at a time. Reads of one reader come a little out of order: the kernel reads ahead as well, in several
+ * `readahead` bytes first, and by twice as much with each window that was read, up to what is useful with the
+ * server's delay. Reads of one reader come a little out of order: the kernel reads ahead as well, in several
  * queues.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
@@ -34,9 +34,15 @@ static HttpStream *oldest(HttpState *s)
     return found;
 }
 
+/*
+ * What a fast link (1 byte per ns, some to spare) carries while the server takes its time to begin. Where it
+ * begins at once, more would only leave the CPU's caches.
+ */
 static int64_t max_window(const HttpState *s)
 {
-    return (int64_t)HTTP_CHUNK_MAX * s->o.connections;
+    int64_t most = (int64_t)HTTP_CHUNK_MAX * s->o.connections;
+
+    return CLAMP(s->delay_ns * 4, MIN(HTTP_CHUNK_MAX, most), most);
 }
 
 static void go_on(HttpState *s, HttpStream *stream, int64_t end)
@@ -77,11 +83,13 @@ HttpStream *http_stream_find(HttpState *s, int64_t offset, int64_t bytes)
     return stream->window ? stream : NULL;
 }
 
-/* Of one range: so that the window is carried by all connections. */
+/* Of one range: so that a large window is carried by all connections, a small one by few. */
 static int64_t chunk_size(const HttpState *s, const HttpStream *stream)
 {
-    int64_t chunk = MAX(stream->window / s->o.connections, s->o.readahead);
+    int64_t half = MIN(stream->window / 2, HTTP_CHUNK_MAX / 2);
+    int64_t chunk = MAX(stream->window / s->o.connections, half);
 
+    chunk = MAX(chunk, s->o.readahead);
     chunk = MIN(chunk, HTTP_CHUNK_MAX);
     return chunk - chunk % HTTP_CACHE_BLOCK ? chunk - chunk % HTTP_CACHE_BLOCK : HTTP_CACHE_BLOCK;
 }
