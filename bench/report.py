@@ -58,12 +58,13 @@ def table(kind, results, fast):
     names = list(dict.fromkeys(name for _, name in results))
     rounds = max(len(measurements) for measurements in results.values())
     nodes = {"file": "file", "qcow2": "qcow2, allocated throughout", "chain": "qcow2 over a chain of 8 backings"}
-    where = {"null": "null-co", "iscsi": f"iscsi, tgt on loopback, {fast and fast.description}"}.get(kind) or \
+    where = {"null": "null-co", "http": "http, from nginx on the loopback interface",
+             "iscsi": f"iscsi, tgt on loopback, {fast and fast.description}"}.get(kind) or \
         f"{nodes[kind]} on {fast.description}, cache.direct={'on' if fast.direct else 'off'}, aio=io_uring"
     rows = [["job", "unit", *names, f"ratio to {PEER}", f"CPU µs per request: {US}", PEER, "ratio"]]
     for cell in cells:
         rows.append([cell.name, cell.unit,
-                     *[number(median_of(results[(cell, name)], "rate")) for name in names],
+                     *[number(median_of(results.get((cell, name), []), "rate")) for name in names],
                      verdict(ratio_of(results, cell, "rate"), getattr(cell.target, kind)),
                      number(median_of(results.get((cell, US), []), "cpu")),
                      number(median_of(results.get((cell, PEER), []), "cpu")),

@@ -22,6 +22,7 @@ class Subject:
     name = None
     pid = None
     direct = True
+    measure = None  # a function of cell and runtime, where fio is not the one to ask: the rate, or None
 
     def __init__(self, size):
         self.size = size
@@ -247,8 +248,74 @@ def of_qcow2(kind, arguments, work, fast):
     return chosen
 
 
-def of_kind(kind, arguments, work, fast):
-    """The subjects for one kind of node."""
+NGINX = """\
+daemon off; master_process off; pid {dir}/pid; error_log {dir}/error.log; user root;
+events {{ worker_connections 256; }}
+http {{ access_log off; sendfile on; keepalive_requests 100000000;
+client_body_temp_path {dir}/1; proxy_temp_path {dir}/2; fastcgi_temp_path {dir}/3; uwsgi_temp_path {dir}/4;
+scgi_temp_path {dir}/5;
+server {{ listen 127.0.0.1:{port}; root {root}; }} }}
+"""
+
+
+class Nginx:
+    """Serves a directory on a free port of the loopback interface."""
+
+    def __init__(self, work, root):
+        self.dir = work / "nginx"
+        self.dir.mkdir()
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            self.port = s.getsockname()[1]
+        (self.dir / "nginx.conf").write_text(NGINX.format(dir=self.dir, port=self.port, root=root))
+
+    def __enter__(self):
+        self.process = subprocess.Popen(["nginx", "-c", self.dir / "nginx.conf", "-p", f"{self.dir}/"],
+                                        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for _ in range(500):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+                return self
+            time.sleep(0.01)
+        raise SystemExit("bench: nginx does not listen")
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+
+
+class Curl(Subject):
+    """What the server gives to one who reads once, in order, and keeps nothing."""
+    name = "curl -o /dev/null"
+
+    def __init__(self, url, size):
+        super().__init__(size)
+        self.url = url
+
+    def measure(self, cell, runtime):
+        if cell.rw != "read":
+            return None
+        start, done = time.monotonic(), 0
+        while time.monotonic() - start < runtime:
+            run("curl", "-s", "-o", "/dev/null", self.url)
+            done += self.size
+        return done / MIB / (time.monotonic() - start)
+
+
+def of_http(arguments, work, fast, stack):
+    size = arguments.size * MIB
+    image = make_image(fast.directory / "http.img", size)
+    url = f"http://127.0.0.1:{stack.enter_context(Nginx(work, fast.directory)).port}/{image.name}"
+    chosen = [make(work, size, f"driver=http,node-name=n,read-only=on,url={url}")
+              for make in (lambda *a: blockgraphfs(arguments, *a), qemu_storage_daemon)]
+    for subject in chosen:
+        subject.command = [str(word).replace("writable=on", "writable=off") for word in subject.command]
+    return [*chosen, Curl(url, size)]
+
+
+def of_kind(kind, arguments, work, fast, stack):
+    """The subjects for one kind of node; what they need is entered into `stack`."""
+    if kind == "http":
+        return of_http(arguments, work, fast, stack)
     if kind in ("qcow2", "chain"):
         return of_qcow2(kind, arguments, work, fast)
     if kind == "iscsi":

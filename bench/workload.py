@@ -20,6 +20,7 @@ class Target:
     qcow2: float = None
     chain: float = None
     iscsi: float = None
+    http: float = None
 
 
 @dataclass(frozen=True)
@@ -41,18 +42,18 @@ class Cell:
 
 KIB, MIB = 1 << 10, 1 << 20
 
-ALL = ("null", "file", "qcow2", "chain", "iscsi")
+ALL = ("null", "file", "qcow2", "chain", "iscsi", "http")
 
 CELLS = (
     Cell("randread-4k-depth1", "randread", 4 * KIB, target=Target(1.0, 1.0)),
     Cell("randread-4k-depth1-2jobs", "randread", 4 * KIB, jobs=2, target=Target(1.0, 1.0)),
-    Cell("randread-4k-depth32", "randread", 4 * KIB, depth=32, target=Target(1.3, 1.5, 2.0, 1.5, 1.2), kinds=ALL),
+    Cell("randread-4k-depth32", "randread", 4 * KIB, depth=32, target=Target(1.3, 1.5, 2.0, 1.5, 1.2, 3.0), kinds=ALL),
     Cell("randread-4k-depth32-2jobs", "randread", 4 * KIB, depth=32, jobs=2, target=Target(1.3, 1.5)),
     Cell("randwrite-4k-depth32", "randwrite", 4 * KIB, depth=32, target=Target(1.5, 1.5, 1.5),
          kinds=("null", "file", "qcow2", "iscsi")),
     Cell("write-256k-allocating", "write", 256 * KIB, depth=4, allocating=True, target=Target(qcow2=1.2),
          kinds=("qcow2",)),
-    Cell("read-1M", "read", MIB, depth=4, target=Target(1.2, 1.2), kinds=("null", "file", "iscsi")),
+    Cell("read-1M", "read", MIB, depth=4, target=Target(1.2, 1.2, http=3.0), kinds=("null", "file", "iscsi", "http")),
     Cell("write-1M", "write", MIB, depth=4, target=Target(1.2, 1.2), kinds=("null", "file", "iscsi")),
     Cell("randwrite-4k-fsync", "randwrite", 4 * KIB, fsync=1, kinds=("file",)),
 )
@@ -80,7 +81,10 @@ def empty(subject):
 
 
 def run_cell(cell, subject, runtime):
-    """Run one job on one subject."""
+    """Run one job on one subject; None where it is not for this one."""
+    if subject.measure:
+        rate = subject.measure(cell, runtime)
+        return None if rate is None else Measurement(rate, 0, None)
     if cell.allocating:
         empty(subject)
     command = ["fio", "--output-format=json", f"--name={cell.name}", f"--filename={subject.path}",

@@ -35,6 +35,8 @@ struct BlockDriver {
     const char *const *child_options;
     const char *const *file_options;
     const char *const *directory_options;
+    /* Keys below "cache." that the driver reads itself, beside the core's; NULL: none. */
+    const char *const *cache_options;
     /* Values of file_options that are no names of files; NULL: none. */
     const char *const *file_option_words;
 

@@ -38,6 +38,9 @@ static bool read_cache_options(BlockNode *node, BlockOptions *opts, GError **err
     }
     g_autofree char *prefix = g_strdup_printf("%scache.", block_options_prefix(opts));
     g_autoptr(BlockOptions) sub = block_options_new(block_options_what(opts), prefix, cache);
+    for (const char *const *key = node->driver->cache_options; key && *key; key++) {
+        block_options_leave(sub, *key);
+    }
     return block_options_get_bool(sub, "direct", &node->cache_direct, errp) &&
            block_options_get_bool(sub, "no-flush", &node->cache_no_flush, errp) &&
            block_options_finish(sub, errp);

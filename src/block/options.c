@@ -171,6 +171,11 @@ static bool get_value(BlockOptions *opts, const char *key, JsonNode **out, GErro
     return true;
 }
 
+void block_options_leave(BlockOptions *opts, const char *key)
+{
+    mark_known(opts, key);
+}
+
 bool block_options_has(BlockOptions *opts, const char *key)
 {
     put_key(opts->hinted, key);

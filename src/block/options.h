@@ -69,6 +69,9 @@ bool block_options_get_object(BlockOptions *opts, const char *key, JsonObject **
 bool block_options_get_child(BlockOptions *opts, const char *key, char **ref, JsonObject **object,
                              GError **errp);
 
+/* Mark the key as known, where another reader of the same object reads it. */
+void block_options_leave(BlockOptions *opts, const char *key);
+
 /* An option of QEMU's that is not supported. */
 typedef struct BlockForeignOption {
     const char *key;

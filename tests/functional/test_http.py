@@ -9,6 +9,7 @@ import random
 import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -430,3 +431,18 @@ def test_changed_during_an_outage(place, root, nginx):
     nginx.start()
     reader.join()
     assert got == [errno.ESTALE]
+
+
+def test_example(place, root, nginx, data):
+    """examples/web.conf, with our server's address."""
+    text = (Path(__file__).resolve().parents[2] / "examples" / "web.conf").read_text()
+    place.run("qemu-img", "create", "-q", "-f", "qcow2", "-o", f"backing_file={root}/disk,backing_fmt=raw",
+              "layer.qcow2")
+    daemon = place.mount(text.replace("http://127.0.0.1:8080/base.raw", url_of(nginx)))
+    assert sorted(os.listdir(daemon.mountpoints[0])) == ["base", "vm.img"]
+    with opened(daemon.file("vm.img")) as fd:
+        assert os.pread(fd, 4096, MiB) == data[MiB:MiB + 4096]
+        os.pwrite(fd, b"mine", MiB)
+        os.fsync(fd)
+    assert daemon.file("base").read_bytes() == data
+    daemon.stop()

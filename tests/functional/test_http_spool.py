@@ -141,3 +141,11 @@ def test_stopped_while_it_spools(place):
         relay.rate = MiB
         daemon = mount(place, f"http://127.0.0.1:{relay.address[1]}/disk")
         daemon.stop()
+
+
+def test_opening_fails_while_it_spools(place):
+    """An option that is not known is found after the driver has opened."""
+    with Evil(pattern(SIZE), behave=whole) as evil:
+        source = place.write("refused.conf", f"[node disk]\ndriver = http\nurl = {evil.url}\nspool = auto\nnonsense = 1\n")
+        for _ in range(5):
+            assert "nonsense" in place.refuse(source, place.directory("refused"))

@@ -58,7 +58,7 @@ static void give_buffer(HttpState *s, uint8_t *buf, size_t size)
     }
 }
 
-static void fetch_unref(HttpFetch *f)
+void http_fetch_unref(HttpFetch *f)
 {
     HttpState *s = f->t.s;
 
@@ -78,7 +78,7 @@ static void unlist(HttpFetch *f)
         f->listed = false;
         g_queue_unlink(&s->fetches, &f->entry);
         s->held_bytes -= f->capacity;
-        fetch_unref(f);
+        http_fetch_unref(f);
     }
 }
 
@@ -123,6 +123,7 @@ static void begin_transfer(HttpFetch *f)
 {
     f->state = HTTP_FETCH_RUNNING;
     f->mark = f->filled;
+    f->begun_ns = aio_clock_ns();
     http_transfer_start(&f->t, f->filled, f->end);
 }
 
@@ -150,7 +151,7 @@ static void fail(HttpFetch *f, int error)
     f->error = error;
     wake_waiters(f, true);
     unlist(f);
-    fetch_unref(f);
+    http_fetch_unref(f);
     start_queued(s);
 }
 
@@ -159,6 +160,7 @@ static void finish(HttpFetch *f)
     leave_running(f);
     f->state = HTTP_FETCH_DONE;
     wake_waiters(f, true);
+    http_cache_insert(f->t.s, f);
     start_queued(f->t.s);
 }
 
@@ -180,9 +182,20 @@ static void retry(void *opaque)
 
 /* ---- The transfer */
 
+static void note_delay(HttpFetch *f)
+{
+    HttpState *s = f->t.s;
+
+    if (f->begun_ns) {
+        s->delay_ns += (aio_clock_ns() - f->begun_ns - s->delay_ns) / 8;
+        f->begun_ns = 0;
+    }
+}
+
 static size_t fetch_data(HttpTransfer *t, const uint8_t *data, size_t n)
 {
     HttpFetch *f = (HttpFetch *)t;
+    note_delay(f);
     size_t fits = MIN(n, (size_t)(f->end - f->filled));
 
     memcpy(f->buf + (f->filled - f->start), data, fits);
@@ -313,6 +326,11 @@ static HttpFetch *find(HttpState *s, int64_t offset)
     return NULL;
 }
 
+bool http_fetch_has(HttpState *s, int64_t offset)
+{
+    return find(s, offset) != NULL;
+}
+
 /* Where the next fetch after `offset` begins, or `end`. */
 static int64_t gap_end(HttpState *s, int64_t offset, int64_t end)
 {
@@ -380,16 +398,16 @@ static void leave(HttpFetch *f, int64_t taken)
     } else if (s->quiet && f->refs == 2 && f->listed && f->state != HTTP_FETCH_DONE) {
         fail(f, REMOTE_LOST);
     }
-    fetch_unref(f);
+    http_fetch_unref(f);
 }
 
-/* From the fetch that has, or will have, offset: bytes copied, or an error. */
+/* From the fetch that has, or will have, offset, with a reference that it takes: bytes copied, or an error.
+ */
 static int64_t coroutine_fn read_part(HttpFetch *f, int64_t offset, int64_t bytes, const IoVector *qiov,
                                       size_t skip)
 {
     int64_t end = MIN(offset + bytes, f->end);
 
-    f->refs++;
     if (f->filled < end && f->state != HTTP_FETCH_FAILED) {
         wait_for(f, end);
     }
@@ -415,6 +433,7 @@ int coroutine_fn http_fetch_co_read(HttpState *s, int64_t offset, int64_t bytes,
 
             f = fetch_new(s, http_fetch_align(s, offset), end);
         }
+        f->refs++; /* or what is read ahead might need its memory */
         http_read_ahead(s, stream);
         int64_t n = read_part(f, offset, bytes, qiov, qiov_offset);
 

@@ -27,6 +27,7 @@ struct HttpFetch {
     int64_t filled;     /* up to where the data is there */
     int64_t mark;       /* `filled` when the transfer began */
     int64_t taken;      /* bytes that were read */
+    int64_t begun_ns;   /* the transfer; 0: its first byte was there */
     int64_t give_up_ns; /* with a busy server */
     unsigned tries;     /* with a busy server */
     uint8_t *buf;
@@ -38,6 +39,8 @@ struct HttpFetch {
 
 /* Be there ahead at *offset with about `bytes` more; *offset moves behind. False: no connection is free. */
 bool http_fetch_ahead(HttpState *s, int64_t *offset, int64_t bytes);
+
+void http_fetch_unref(HttpFetch *f);
 
 /* ---- stream.c */
 

@@ -28,6 +28,7 @@
 #define HTTP_MAX_TRANSFER    (1024 * 1024) /* of one request of the core's, which has one deadline */
 #define HTTP_CHUNK_MAX       (2 * 1024 * 1024)
 #define HTTP_CONNECTIONS_MAX 64
+#define HTTP_CACHE_BLOCK     (64 * 1024)
 
 typedef struct HttpState HttpState;
 typedef struct HttpTransfer HttpTransfer;
@@ -177,14 +178,16 @@ void http_fetches_destroy(HttpState *s);
 /*
  * Read [offset, offset + bytes) through memory: 0, REMOTE_LOST, or -errno. Coroutine, home.
  */
+/* Whether somebody fetched, or fetches, the byte at offset. */
+bool http_fetch_has(HttpState *s, int64_t offset);
 int coroutine_fn http_fetch_co_read(HttpState *s, int64_t offset, int64_t bytes, const IoVector *qiov,
                                     size_t qiov_offset);
 
 /* ---- spool.c: where the server has no ranges. s->spool may be NULL. */
 
 int coroutine_fn http_spool_co_open(HttpState *s, BlockOptions *opts, GError **errp);
-/* Home; nothing is written any more. */
-void http_spool_close(HttpState *s);
+/* Home. */
+void coroutine_fn http_spool_co_close(HttpState *s);
 /* The link is up, went down; a drained section ended. Home. */
 void http_spool_connected(HttpState *s);
 void http_spool_disconnect(HttpState *s);
@@ -193,6 +196,16 @@ int coroutine_fn http_spool_co_read(HttpState *s, int64_t offset, int64_t bytes,
                                     size_t qiov_offset);
 /* "spooled 45 %"; g_free. Any thread. */
 char *http_spool_status(HttpState *s);
+
+/* ---- cache.c: s->cache may be NULL, but for reading */
+
+int coroutine_fn http_cache_co_open(HttpState *s, BlockOptions *opts, GError **errp);
+void http_cache_close(HttpState *s);
+/* Whether all of the range was there. Home. */
+bool coroutine_fn http_cache_co_read(HttpState *s, int64_t offset, int64_t bytes, const IoVector *qiov,
+                                     size_t qiov_offset);
+/* Keep what a fetch that is DONE has. Home. */
+void http_cache_insert(HttpState *s, HttpFetch *f);
 
 /* ---- read.c */
 
@@ -234,6 +247,7 @@ struct HttpState {
     GQueue fetches;     /* HttpFetch: the first is the first to go */
     GQueue queued;      /* those of them that wait for a connection */
     unsigned running;   /* those of them that have one */
+    int64_t delay_ns;   /* from request to first byte, averaged */
     int64_t held_bytes; /* memory of all */
     GPtrArray *spares;  /* memory of HTTP_CHUNK_MAX bytes for the next ones */
     HttpStream streams[HTTP_STREAMS];

@@ -14,6 +14,8 @@
 #define DEFAULT_TIMEOUT_S   30
 #define DEFAULT_CONNECTIONS 8
 #define DEFAULT_READAHEAD   (256 * 1024)
+#define DEFAULT_CACHE_SIZE  (1024 * 1024 * 1024)
+#define MIN_CACHE_SIZE      (1024 * 1024)
 #define MAX_READAHEAD       (64 * 1024 * 1024)
 
 extern const BlockDriver block_driver_http, block_driver_https, block_driver_ftp, block_driver_ftps;
@@ -165,6 +167,32 @@ static bool get_sizes(BlockOptions *opts, HttpOptions *o, GError **errp)
            block_options_error(opts, "readahead", errp, EINVAL, "at most %d bytes", MAX_READAHEAD);
 }
 
+/* "cache.direct" and "cache.no-flush" are the core's. */
+static bool get_cache(BlockOptions *opts, HttpOptions *o, GError **errp)
+{
+    g_autoptr(JsonObject) object = NULL;
+
+    o->cache_size = DEFAULT_CACHE_SIZE;
+    if (!block_options_get_object(opts, "cache", &object, errp)) {
+        return false;
+    }
+    if (!object) {
+        return true;
+    }
+    g_autofree char *prefix = g_strdup_printf("%scache.", block_options_prefix(opts));
+    g_autoptr(BlockOptions) sub = block_options_new(block_options_what(opts), prefix, object);
+
+    if (!block_options_get_string(sub, "file", &o->cache_file, errp) ||
+        !block_options_get_size(sub, "size", &o->cache_size, errp)) {
+        return false;
+    }
+    if (!o->cache_file && block_options_has(sub, "size")) {
+        return block_options_error(sub, "size", errp, EINVAL, "there is no cache.file");
+    }
+    return o->cache_size >= MIN_CACHE_SIZE ||
+           block_options_error(sub, "size", errp, ERANGE, "less than 1 MiB is no use");
+}
+
 static bool get_tls(BlockNode *node, BlockOptions *opts, HttpOptions *o, GError **errp)
 {
     o->sslverify = true;
@@ -184,7 +212,7 @@ static bool read_options(BlockNode *node, BlockOptions *opts, GError **errp)
     o->ssl = node->driver == &block_driver_https || node->driver == &block_driver_ftps;
     return block_options_require_string(opts, "url", &url, errp) &&
            http_url_parse(o, opts, node->driver->name, url, errp) && get_sizes(opts, o, errp) &&
-           get_tls(node, opts, o, errp) && get_credentials(node, opts, o, errp) &&
+           get_cache(opts, o, errp) && get_tls(node, opts, o, errp) && get_credentials(node, opts, o, errp) &&
            get_headers(opts, o, errp) && get_cookie(node, opts, o, errp);
 }
 
@@ -210,6 +238,7 @@ static void free_all(HttpState *s)
     g_free(s->o.url);
     g_free(s->o.where);
     g_free(s->o.spool);
+    g_free(s->o.cache_file);
     g_free(s->o.username);
     g_free(s->o.proxy_username);
     remote_destroy(&s->remote);
@@ -222,7 +251,8 @@ static void coroutine_fn leave_home(HttpState *s)
 
     aio_co_reschedule_self(s->link.ctx);
     http_fetches_destroy(s);
-    http_spool_close(s);
+    http_spool_co_close(s);
+    http_cache_close(s);
     http_multi_destroy(s);
     aio_co_reschedule_self(main_context);
 }
@@ -237,6 +267,12 @@ static int coroutine_fn begin_spool(HttpState *s, BlockOptions *opts, GError **e
             opts, "url", errp, ENOTSUP,
             "the server does not send parts of the resource (no ranges); with the option spool "
             "it is fetched as a whole");
+        return -ENOTSUP;
+    }
+    if (s->o.cache_file) {
+        block_options_error(
+            opts, "cache.file", errp, ENOTSUP,
+            "the server does not send parts of the resource, and what is spooled is not kept");
         return -ENOTSUP;
     }
     int ret = http_spool_co_open(s, opts, errp);
@@ -256,7 +292,11 @@ static int coroutine_fn connect_first(HttpState *s, BlockOptions *opts, GError *
     if (ret < 0) {
         return ret;
     }
-    ret = s->ranges ? 0 : begin_spool(s, opts, errp);
+    if (!s->ranges) {
+        ret = begin_spool(s, opts, errp);
+    } else if (s->o.cache_file) {
+        ret = http_cache_co_open(s, opts, errp);
+    }
     if (ret < 0) {
         remote_link_co_close(&s->link);
     }
@@ -294,6 +334,9 @@ static void coroutine_fn http_co_close(BlockNode *node)
 {
     HttpState *s = node->opaque;
 
+    /* The bottom half of a drained section's end may not have run, where the home is this thread. */
+    aio_co_schedule(aio_context_current(), coroutine_self());
+    coroutine_yield();
     remote_link_co_close(&s->link);
     leave_home(s);
     free_all(s);
@@ -399,13 +442,15 @@ static int http_durable(BlockNode *node)
 }
 
 /* clang-format off */
-static const char *const file_options[] = {"spool", NULL};
+static const char *const file_options[] = {"spool", "cache.file", NULL};
+static const char *const cache_options[] = {"file", "size", NULL};
 static const char *const file_words[] = {"auto", NULL};
 
 #define HTTP_DRIVER(name_) {                                                                                 \
     .name = name_,                                                                                           \
     .file_options = file_options,                                                                            \
     .file_option_words = file_words,                                                                         \
+    .cache_options = cache_options,                                                                          \
     .instance_size = sizeof(HttpState),                                                                      \
     .co_open = http_co_open,                                                                                 \
     .co_close = http_co_close,                                                                               \

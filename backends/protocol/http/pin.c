@@ -61,8 +61,8 @@ static bool coroutine_fn wait_busy(HttpProbe *probe, int64_t until_ns)
         return false;
     }
     s->probe_waits = true;
-    while (s->probe_waits && aio_clock_ns() < at_ns) {
-        aio_co_sleep_ns(MIN(at_ns - aio_clock_ns(), HTTP_NS_PER_S / 2));
+    for (int64_t left_ns; s->probe_waits && (left_ns = at_ns - aio_clock_ns()) > 0;) {
+        aio_co_sleep_ns(MIN(left_ns, HTTP_NS_PER_S / 2));
     }
     bool go_on = s->probe_waits;
 

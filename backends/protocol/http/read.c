@@ -31,6 +31,14 @@ int coroutine_fn http_co_preadv(BlockNode *node, int64_t offset, int64_t bytes, 
     if (s->spool) {
         return http_spool_co_read(s, offset, bytes, qiov, qiov_offset);
     }
+    if (s->cache && !http_fetch_has(s, offset)) {
+        if (s->link.state == REMOTE_LINK_CHANGED) {
+            return -ESTALE;
+        }
+        if (http_cache_co_read(s, offset, bytes, qiov, qiov_offset)) {
+            return 0;
+        }
+    }
     HttpRead r = {s, offset, bytes, qiov, qiov_offset};
 
     return remote_link_co_run(&s->link, try_read, &r, REMOTE_RESEND);

@@ -71,7 +71,9 @@ static int64_t parse_retry_after(const char *value)
     }
     time_t at = curl_getdate(value, NULL);
 
-    return at == -1 ? -1 : MAX((int64_t)at - g_get_real_time() / G_USEC_PER_SEC, 0);
+    int64_t from_now = (int64_t)at - g_get_real_time() / G_USEC_PER_SEC;
+
+    return at == -1 ? -1 : MAX(from_now, 0);
 }
 
 void http_reply_line(HttpReply *reply, const char *line, size_t n)

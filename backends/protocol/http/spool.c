@@ -416,7 +416,7 @@ int coroutine_fn http_spool_co_open(HttpState *s, BlockOptions *opts, GError **e
     return 0;
 }
 
-void http_spool_close(HttpState *s)
+void coroutine_fn http_spool_co_close(HttpState *s)
 {
     HttpSpool *sp = s->spool;
 
@@ -424,6 +424,10 @@ void http_spool_close(HttpState *s)
         return;
     }
     http_transfer_destroy(&sp->t);
+    sp->state = SPOOL_FAILED;
+    while (sp->writing) { /* only where the node's opening failed after this: otherwise it is drained */
+        aio_co_sleep_ns(HTTP_NS_PER_S / 1000);
+    }
     close(sp->fd);
     g_free(sp->ended.text);
     g_free(sp->block);

@@ -173,6 +173,7 @@ CURL *http_easy_new(HttpState *s)
     curl_easy_setopt(easy, CURLOPT_CLOSESOCKETDATA, s);
     curl_easy_setopt(easy, CURLOPT_HEADERFUNCTION, take_header);
     curl_easy_setopt(easy, CURLOPT_WRITEFUNCTION, take_data);
+    curl_easy_setopt(easy, CURLOPT_SUPPRESS_CONNECT_HEADERS, 1L);
     curl_easy_setopt(easy, CURLOPT_USERAGENT, "blockgraph");
     set_protocols(easy, &s->o);
     set_credentials(easy, &s->o);
