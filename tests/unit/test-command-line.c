@@ -304,6 +304,27 @@ static void test_bad_image(void)
                 WORDS("--format=rw", vmdk, "/m"));
 }
 
+/* Which node and export a URI makes. */
+static void check_uri(const char *uri, const char *format, const char *driver, const char *key,
+                      const char *name)
+{
+    g_autofree char *option = g_strdup_printf("--format=%s", format);
+    g_autoptr(CommandLine) line = accept_line(format ? WORDS(option, uri, "/m") : WORDS(uri, "/m"));
+    g_autoptr(GError) error = NULL;
+    g_autoptr(Plan) plan = plan_new(line, &error);
+
+    g_assert_no_error(error);
+    JsonObject *node = config_find(line->config, CONFIG_NODE, name)->options;
+    JsonObject *file = json_object_get_object_member(node, "file");
+
+    g_assert_cmpstr(json_object_get_string_member(node, "driver"), ==, format ? format : "raw");
+    g_assert_cmpstr(json_object_get_string_member(file, "driver"), ==, driver);
+    g_assert_cmpstr(json_object_get_string_member(file, key), ==, uri);
+    g_assert_cmpstr(plan->probe, ==, format ? NULL : name);
+    g_assert_cmpuint(plan->exports->len, ==, 1);
+    g_assert_cmpint(((ExportSpec *)plan->exports->pdata[0])->writable, ==, EXPORT_AS_NODE);
+}
+
 static void test_uri(void)
 {
     static const char *const secret[][2] = {
@@ -322,10 +343,16 @@ static void test_uri(void)
 
         g_assert_cmpstr(redacted, ==, secret[i][1]);
     }
-    refuse_plan("cannot open 'nbd://host/x': there is no driver for nbd yet",
-                WORDS("nbd://u:p@host/x", "/m"));
-    refuse_plan("cannot open 'https://host/x.conf': there is no driver for https yet",
-                WORDS("https://host/x.conf", "/m"));
+    refuse_plan("cannot open 'ssh://host/x': there is no driver for ssh yet",
+                WORDS("ssh://u:p@host/x", "/m"));
+    refuse_plan("cannot open 'nfs://host/x.conf': there is no driver for nfs yet",
+                WORDS("nfs://host/x.conf", "/m"));
+    check_uri("nbd://host/some%20disk?x=y", "raw", "nbd", "uri", "some disk");
+    check_uri("NBD+UNIX:///?socket=/s", NULL, "nbd", "uri", "nbd");
+    check_uri("https://host/a/b.qcow2#x", "qcow2", "https", "url", "b.qcow2");
+    check_uri("iscsi://host:1/iqn.2026-01.org:x/2", NULL, "iscsi", "url", "2");
+    check_uri("ftp://host/a%2Fb", NULL, "ftp", "url", "ftp");
+    check_uri("http://host/..", NULL, "http", "url", "http");
     refuse_plan("cannot open 'nbd:unix:/x': there is no driver for nbd yet",
                 WORDS("--format=raw", "nbd:unix:/x", "/m"));
 }

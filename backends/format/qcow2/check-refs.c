@@ -195,7 +195,8 @@ static int coroutine_fn count_bitmap_table(Qcow2Check *c, uint64_t offset, uint3
 {
     g_autofree uint64_t *chunk = g_new(uint64_t, BITMAP_CHUNK);
     uint64_t in_cluster = (uint64_t)(c->s->cluster_size - 1);
-    if (offset & in_cluster || !count_bytes(c, offset, n * UINT64_C(8), 1)) {
+    if (offset & in_cluster || n > QCOW2_MAX_BITMAP_TABLE_ENTRIES ||
+        !count_bytes(c, offset, n * UINT64_C(8), 1)) {
         bad_entry(c, "the table of a bitmap at 0x%" PRIx64 " is not in the file", offset);
         return 0;
     }
@@ -235,8 +236,9 @@ static int coroutine_fn count_bitmaps(Qcow2Check *c)
     if (!(s->autoclear & QCOW2_AUTOCLEAR_BITMAPS)) {
         return 0;
     }
-    if (!count_bytes(c, offset, bytes, 1)) {
-        bad_entry(c, "the directory of bitmaps at 0x%" PRIx64 " is not in the file", offset);
+    if (bytes > QCOW2_MAX_BITMAP_DIR_BYTES || !count_bytes(c, offset, bytes, 1)) {
+        bad_entry(c, "the directory of bitmaps at 0x%" PRIx64 " is not in the file, or longer than any",
+                  offset);
         return 0;
     }
     for (uint32_t i = 0; i < s->n_bitmaps; i++) {

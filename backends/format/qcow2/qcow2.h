@@ -44,6 +44,9 @@
 #define QCOW2_MAX_SNAPSHOT_TABLE_BYTES (INT64_C(16) << 20)
 #define QCOW2_MAX_VIEW_BYTES           (INT64_C(32) << 20) /* L1 tables of snapshots that are read */
 #define QCOW2_MAX_SNAPSHOTS            65536u
+/* QEMU's, in block/qcow2.h: what it takes no bitmaps beyond. */
+#define QCOW2_MAX_BITMAP_DIR_BYTES     (UINT64_C(65535) * 1024)
+#define QCOW2_MAX_BITMAP_TABLE_ENTRIES (UINT32_C(1) << 27)
 
 /* Offsets of header fields that are written after the image was opened. */
 enum {
