@@ -129,6 +129,44 @@ def nbdfuse(work, size, *plugin):
     return FuseDaemon("nbdfuse", work, size, ["nbdfuse", "@MOUNTPOINT@", "--command", "nbdkit", "-s", *plugin])
 
 
+class BehindServer:
+    """A subject with a server of its own, nbdkit's memory plugin on a Unix socket."""
+
+    def __init__(self, work, size, make):
+        self.socket = work / f"nbd-{len(list(work.glob('nbd-*.taken')))}.sock"
+        self.command = ["nbdkit", "-f", "-U", self.socket, "memory", str(size)]
+        self.work = work
+        self.subject = make(f"nbd+unix:///?socket={self.socket}")
+        self.socket.with_suffix(".taken").touch()  # for the next one's number
+        self.server = None
+        self.name = self.subject.name
+
+    def __enter__(self):
+        self.server = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 20
+        while not self.socket.exists():
+            if self.server.poll() is not None or time.monotonic() > deadline:
+                raise SystemExit("bench: nbdkit did not start")
+            time.sleep(0.01)
+        return self.subject.__enter__()
+
+    def __exit__(self, *exception):
+        self.subject.__exit__(*exception)
+        self.server.terminate()
+        self.server.wait()
+
+
+def of_nbd(arguments, work):
+    size = arguments.size * MIB
+
+    def nbd_blockdev(uri):
+        return f"driver=nbd,node-name=n,server.type=unix,server.path={uri.split('socket=')[1]}"
+
+    return [BehindServer(work, size, lambda uri: blockgraphfs(arguments, work, size, nbd_blockdev(uri))),
+            BehindServer(work, size, lambda uri: qemu_storage_daemon(work, size, nbd_blockdev(uri))),
+            BehindServer(work, size, lambda uri: FuseDaemon("nbdfuse", work, size, ["nbdfuse", "@MOUNTPOINT@", uri]))]
+
+
 def make_image(path, size):
     """Allocated throughout, with content that does not compress away to nothing on zram."""
     block = os.urandom(MIB)
@@ -190,6 +228,8 @@ def of_qcow2(kind, arguments, work, fast):
 
 def of_kind(kind, arguments, work, fast):
     """The subjects for one kind of node."""
+    if kind == "nbd":
+        return of_nbd(arguments, work)
     if kind in ("qcow2", "chain"):
         return of_qcow2(kind, arguments, work, fast)
     with_nbdfuse = arguments.nbdfuse and shutil.which("nbdfuse") and shutil.which("nbdkit")
