@@ -37,9 +37,9 @@ def verdict(ratio, target, at_least=True):
     return f"{ratio:.2f} ({'≥' if at_least else '≤'} {target:.1f}: {'yes' if reached else 'NO'})"
 
 
-def ratio_of(results, cell, field):
+def ratio_of(results, cell, field, peer=PEER):
     ours = median_of(results.get((cell, US), []), field)
-    theirs = median_of(results.get((cell, PEER), []), field)
+    theirs = median_of(results.get((cell, peer), []), field)
     return ours / theirs if ours is not None and theirs else None
 
 
@@ -58,14 +58,18 @@ def table(kind, results, fast):
     names = list(dict.fromkeys(name for _, name in results))
     rounds = max(len(measurements) for measurements in results.values())
     nodes = {"file": "file", "qcow2": "qcow2, allocated throughout", "chain": "qcow2 over a chain of 8 backings"}
-    where = {"null": "null-co", "http": "http, from nginx on the loopback interface",
-             "iscsi": f"iscsi, tgt on loopback, {fast and fast.description}"}.get(kind) or \
+    plain = {"null": "null-co", "http": "http, from nginx on the loopback interface",
+             "nbd": "nbd, nbdkit's memory plugin on a Unix socket",
+             "iscsi": f"iscsi, tgt on loopback, {fast and fast.description}"}
+    where = plain[kind] if kind in plain else \
         f"{nodes[kind]} on {fast.description}, cache.direct={'on' if fast.direct else 'off'}, aio=io_uring"
-    rows = [["job", "unit", *names, f"ratio to {PEER}", f"CPU µs per request: {US}", PEER, "ratio"]]
+    others = ["nbdfuse"] if kind == "nbd" and "nbdfuse" in names else []
+    rows = [["job", "unit", *names, f"ratio to {PEER}", *[f"to {other}" for other in others], f"CPU µs per request: {US}", PEER, "ratio"]]
     for cell in cells:
         rows.append([cell.name, cell.unit,
                      *[number(median_of(results.get((cell, name), []), "rate")) for name in names],
                      verdict(ratio_of(results, cell, "rate"), getattr(cell.target, kind)),
+                     *[verdict(ratio_of(results, cell, "rate", other), cell.nbdfuse) for other in others],
                      number(median_of(results.get((cell, US), []), "cpu")),
                      number(median_of(results.get((cell, PEER), []), "cpu")),
                      verdict(ratio_of(results, cell, "cpu"), CPU_TARGET if kind in ("null", "file") else None,

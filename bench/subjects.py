@@ -3,7 +3,6 @@
 SPDX-License-Identifier: GPL-2.0-or-later
 """
 
-import contextlib
 import json
 import os
 import shutil
@@ -132,63 +131,6 @@ def nbdfuse(work, size, *plugin):
     return FuseDaemon("nbdfuse", work, size, ["nbdfuse", "@MOUNTPOINT@", "--command", "nbdkit", "-s", *plugin])
 
 
-class BehindTgt(FuseDaemon):
-    """A daemon whose node is LUN 1 of a tgtd of its own, on loopback. The CPU time is the daemon's alone."""
-
-    NAME = "iqn.2026-11.org.blockgraph.bench:disk"
-
-    def __init__(self, daemon, image, port):
-        super().__init__(daemon.name, daemon.path.parent, daemon.size, daemon.command)
-        self.path = daemon.path
-        self.image = image
-        self.port = port
-        self.tgtd = None
-
-    @classmethod
-    def node(cls, port):
-        return f"driver=iscsi,node-name=n,transport=tcp,portal=127.0.0.1:{port},target={cls.NAME},lun=1"
-
-    def start(self):
-        env = {**os.environ, "TGT_IPC_SOCKET": f"{self.path}.tgt"}
-        with open(f"{self.path}.tgt.log", "w", encoding="utf-8") as log:
-            self.tgtd = subprocess.Popen(["tgtd", "-f", "--iscsi", f"portal=127.0.0.1:{self.port}", "-C", "0"],
-                                         stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env)
-        wait_for_port(self.port)
-        for words in (f"target --op new --tid 1 -T {self.NAME}",
-                      f"logicalunit --op new --tid 1 --lun 1 -b {self.image}",
-                      "target --op bind --tid 1 -I ALL"):
-            subprocess.run(["tgtadm", "--lld", "iscsi", "--mode", *words.split()], check=True, env=env)
-        super().start()
-
-    def stop(self):
-        super().stop()
-        if self.tgtd:
-            self.tgtd.kill()
-            self.tgtd.wait()
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-def wait_for_port(port):
-    for _ in range(500):
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-            return
-        time.sleep(0.02)
-    raise SystemExit(f"bench: nobody listens on port {port}")
-
-
-def of_iscsi(arguments, work, fast):
-    size, chosen = arguments.size * MIB, []
-    for make, name in ((lambda *a: blockgraphfs(arguments, *a), "blockgraphfs"), (qemu_storage_daemon, "qsd")):
-        image, port = make_image(fast.directory / f"iscsi-{name}.img", size), free_port()
-        chosen.append(BehindTgt(make(work, size, BehindTgt.node(port)), image, port))
-    return chosen
-
-
 def make_image(path, size):
     """Allocated throughout, with content that does not compress away to nothing on zram."""
     block = os.urandom(MIB)
@@ -248,78 +190,10 @@ def of_qcow2(kind, arguments, work, fast):
     return chosen
 
 
-NGINX = """\
-daemon off; master_process off; pid {dir}/pid; error_log {dir}/error.log; user root;
-events {{ worker_connections 256; }}
-http {{ access_log off; sendfile on; keepalive_requests 100000000;
-client_body_temp_path {dir}/1; proxy_temp_path {dir}/2; fastcgi_temp_path {dir}/3; uwsgi_temp_path {dir}/4;
-scgi_temp_path {dir}/5;
-server {{ listen 127.0.0.1:{port}; root {root}; }} }}
-"""
-
-
-class Nginx:
-    """Serves a directory on a free port of the loopback interface."""
-
-    def __init__(self, work, root):
-        self.dir = work / "nginx"
-        self.dir.mkdir()
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            self.port = s.getsockname()[1]
-        (self.dir / "nginx.conf").write_text(NGINX.format(dir=self.dir, port=self.port, root=root))
-
-    def __enter__(self):
-        self.process = subprocess.Popen(["nginx", "-c", self.dir / "nginx.conf", "-p", f"{self.dir}/"],
-                                        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        for _ in range(500):
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
-                return self
-            time.sleep(0.01)
-        raise SystemExit("bench: nginx does not listen")
-
-    def __exit__(self, *_):
-        self.process.kill()
-        self.process.wait()
-
-
-class Curl(Subject):
-    """What the server gives to one who reads once, in order, and keeps nothing."""
-    name = "curl -o /dev/null"
-
-    def __init__(self, url, size):
-        super().__init__(size)
-        self.url = url
-
-    def measure(self, cell, runtime):
-        if cell.rw != "read":
-            return None
-        start, done = time.monotonic(), 0
-        while time.monotonic() - start < runtime:
-            run("curl", "-s", "-o", "/dev/null", self.url)
-            done += self.size
-        return done / MIB / (time.monotonic() - start)
-
-
-def of_http(arguments, work, fast, stack):
-    size = arguments.size * MIB
-    image = make_image(fast.directory / "http.img", size)
-    url = f"http://127.0.0.1:{stack.enter_context(Nginx(work, fast.directory)).port}/{image.name}"
-    chosen = [make(work, size, f"driver=http,node-name=n,read-only=on,url={url}")
-              for make in (lambda *a: blockgraphfs(arguments, *a), qemu_storage_daemon)]
-    for subject in chosen:
-        subject.command = [str(word).replace("writable=on", "writable=off") for word in subject.command]
-    return [*chosen, Curl(url, size)]
-
-
-def of_kind(kind, arguments, work, fast, stack):
-    """The subjects for one kind of node; what they need is entered into `stack`."""
-    if kind == "http":
-        return of_http(arguments, work, fast, stack)
+def of_kind(kind, arguments, work, fast):
+    """The subjects for one kind of node that needs no server; of the others: remote.KINDS."""
     if kind in ("qcow2", "chain"):
         return of_qcow2(kind, arguments, work, fast)
-    if kind == "iscsi":
-        return of_iscsi(arguments, work, fast)
     with_nbdfuse = arguments.nbdfuse and shutil.which("nbdfuse") and shutil.which("nbdkit")
     if kind == "null":
         size = 1 << 30

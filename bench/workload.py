@@ -19,6 +19,7 @@ class Target:
     file: float = None
     qcow2: float = None
     chain: float = None
+    nbd: float = None
     iscsi: float = None
     http: float = None
 
@@ -34,6 +35,7 @@ class Cell:
     allocating: bool = False  # once over the whole image, which is emptied before
     target: Target = Target()
     kinds: tuple = ("null", "file")
+    nbdfuse: float = None  # promised ratio to nbdfuse, of nbd nodes
 
     @property
     def unit(self):
@@ -42,18 +44,20 @@ class Cell:
 
 KIB, MIB = 1 << 10, 1 << 20
 
-ALL = ("null", "file", "qcow2", "chain", "iscsi", "http")
+ALL = ("null", "file", "qcow2", "chain", "nbd", "iscsi", "http")
 
 CELLS = (
     Cell("randread-4k-depth1", "randread", 4 * KIB, target=Target(1.0, 1.0)),
     Cell("randread-4k-depth1-2jobs", "randread", 4 * KIB, jobs=2, target=Target(1.0, 1.0)),
-    Cell("randread-4k-depth32", "randread", 4 * KIB, depth=32, target=Target(1.3, 1.5, 2.0, 1.5, 1.2, 3.0), kinds=ALL),
+    Cell("randread-4k-depth32", "randread", 4 * KIB, depth=32, target=Target(1.3, 1.5, 2.0, 1.5, 1.5, 1.2, 3.0),
+         kinds=ALL, nbdfuse=2.0),
     Cell("randread-4k-depth32-2jobs", "randread", 4 * KIB, depth=32, jobs=2, target=Target(1.3, 1.5)),
     Cell("randwrite-4k-depth32", "randwrite", 4 * KIB, depth=32, target=Target(1.5, 1.5, 1.5),
          kinds=("null", "file", "qcow2", "iscsi")),
     Cell("write-256k-allocating", "write", 256 * KIB, depth=4, allocating=True, target=Target(qcow2=1.2),
          kinds=("qcow2",)),
-    Cell("read-1M", "read", MIB, depth=4, target=Target(1.2, 1.2, http=3.0), kinds=("null", "file", "iscsi", "http")),
+    Cell("read-1M", "read", MIB, depth=4, target=Target(1.2, 1.2, nbd=1.3, http=3.0),
+         kinds=("null", "file", "nbd", "iscsi", "http"), nbdfuse=1.3),
     Cell("write-1M", "write", MIB, depth=4, target=Target(1.2, 1.2), kinds=("null", "file", "iscsi")),
     Cell("randwrite-4k-fsync", "randwrite", 4 * KIB, fsync=1, kinds=("file",)),
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import servers_nbd
 from fileio import opened
 from system import MiB
 
@@ -28,6 +29,9 @@ def test_example(place, name):
     said = re.search(r"^# Exports: (.*)$", text, re.MULTILINE)
     expected = (said.group(1) if said else EXPORTS_OF_JSON[name]).split()
     options = re.search(r"^# Options: (.*)$", text, re.MULTILINE)
+    server = re.search(r"^# Server: nbdkit -f -U (\S+) (.*)$", text, re.MULTILINE)
+    if server:
+        servers_nbd.nbdkit(place, *server.group(2).split(), name=server.group(1).removesuffix(".sock"))
     source = place.path / name
     shutil.copy(EXAMPLES / name, source)
     mountpoint = place.directory("mnt")

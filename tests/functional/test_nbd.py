@@ -7,7 +7,6 @@ import errno
 import os
 import re
 import socket
-import subprocess
 import threading
 import time
 
@@ -16,6 +15,7 @@ import pytest
 import fileio
 import servers_nbd
 from fileio import opened, pattern, punch_hole
+from relay import Relay
 from servers_nbd import nbdkit
 from system import KiB, MiB
 
@@ -285,24 +285,16 @@ def test_a_silent_server_is_given_up(place):
 
 
 def test_open_timeout_waits_for_the_server(place):
-    port = servers_nbd.free_port()
-    server = ["nbdkit", "-f", "-i", "127.0.0.1", "-p", str(port), "memory", "16M"]
-
-    def later():
-        time.sleep(1)
-        servers.append(subprocess.Popen(server, stdin=subprocess.DEVNULL))
-
-    servers = []
-    thread = threading.Thread(target=later)
-    thread.start()
-    try:
-        daemon = place.mount(f"[node disk]\ndriver = nbd\nuri = nbd://127.0.0.1:{port}/\nopen-timeout = 60\n")
+    server = nbdkit(place, "memory", "16M")
+    with Relay(server.address, listen=str(place.path / "relay.sock")) as relay:
+        relay.refuse()
+        timer = threading.Timer(1, relay.accept)
+        timer.start()
+        daemon = place.mount(f"[node disk]\ndriver = nbd\nuri = nbd+unix:///?socket={relay.address}\n"
+                             "open-timeout = 60\n")
+        timer.join()
         write_and_check(daemon)
         daemon.stop()
-    finally:
-        thread.join()
-        servers[0].terminate()
-        servers[0].wait()
 
 
 @pytest.mark.parametrize("options, words", [
