@@ -78,6 +78,8 @@ class Target:
             self.resume()
             self.kill()
 
+    stop = end  # as servers of a place have it
+
     def stop_daemons_and_end(self):
         """The daemons first: without their target they would rightly complain."""
         try:
@@ -94,12 +96,12 @@ class Target:
 class Tgt(Target):
     """tgtd with one target, and lun.img as LUN 1."""
 
-    def __init__(self, place, size=64 << 20, thin=True, params=()):
+    def __init__(self, place, size=64 << 20, thin=True, params=(), image=None, name="tgt"):
         super().__init__(place)
-        self.image = place.image("lun.img", size)
+        self.image = image or place.image("lun.img", size)
         self.params = [f"thin_provisioning={int(thin)}", *params]
         self.accounts = []
-        self.env = {"TGT_IPC_SOCKET": str(place.path / "tgt")}
+        self.env = {"TGT_IPC_SOCKET": str(place.path / name)}
         self.start()
 
     def admin(self, *words):
