@@ -192,8 +192,9 @@ READ10, WRITE10, WRITE_SAME16, UNMAP, SYNC10, CAPACITY16 = 0x28, 0x2a, 0x93, 0x4
 GOOD, CHECK_CONDITION, BUSY, RESERVATION_CONFLICT, TASK_SET_FULL = 0x00, 0x02, 0x08, 0x18, 0x28
 
 
-def sense(key, ascq):
-    data = bytes([0x70, 0, key, 0, 0, 0, 0, 10, 0, 0, 0, 0, ascq >> 8, ascq & 0xff, 0, 0, 0, 0])
+def sense(key, ascq, code=0x70):
+    """Sense data of fixed format; code 0x71: of an earlier command."""
+    data = bytes([code, 0, key, 0, 0, 0, 0, 10, 0, 0, 0, 0, ascq >> 8, ascq & 0xff, 0, 0, 0, 0])
     return struct.pack(">H", len(data)) + data
 
 
