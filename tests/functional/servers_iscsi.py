@@ -78,6 +78,8 @@ class Target:
             self.resume()
             self.kill()
 
+    stop = end  # as servers of a place have it
+
     def stop_daemons_and_end(self):
         """The daemons first: without their target they would rightly complain."""
         try:
@@ -94,12 +96,12 @@ class Target:
 class Tgt(Target):
     """tgtd with one target, and lun.img as LUN 1."""
 
-    def __init__(self, place, size=64 << 20, thin=True, params=()):
+    def __init__(self, place, size=64 << 20, thin=True, params=(), image=None, name="tgt"):
         super().__init__(place)
-        self.image = place.image("lun.img", size)
+        self.image = image or place.image("lun.img", size)
         self.params = [f"thin_provisioning={int(thin)}", *params]
         self.accounts = []
-        self.env = {"TGT_IPC_SOCKET": str(place.path / "tgt")}
+        self.env = {"TGT_IPC_SOCKET": str(place.path / name)}
         self.start()
 
     def admin(self, *words):
@@ -190,8 +192,9 @@ READ10, WRITE10, WRITE_SAME16, UNMAP, SYNC10, CAPACITY16 = 0x28, 0x2a, 0x93, 0x4
 GOOD, CHECK_CONDITION, BUSY, RESERVATION_CONFLICT, TASK_SET_FULL = 0x00, 0x02, 0x08, 0x18, 0x28
 
 
-def sense(key, ascq):
-    data = bytes([0x70, 0, key, 0, 0, 0, 0, 10, 0, 0, 0, 0, ascq >> 8, ascq & 0xff, 0, 0, 0, 0])
+def sense(key, ascq, code=0x70):
+    """Sense data of fixed format; code 0x71: of an earlier command."""
+    data = bytes([code, 0, key, 0, 0, 0, 0, 10, 0, 0, 0, 0, ascq >> 8, ascq & 0xff, 0, 0, 0, 0])
     return struct.pack(">H", len(data)) + data
 
 

@@ -6,6 +6,7 @@ To add one: a function that serves `image` and gives the options of the node, an
 SPDX-License-Identifier: GPL-2.0-or-later
 """
 
+import servers_iscsi
 import servers_nbd
 
 
@@ -18,7 +19,13 @@ def on_nbd(place, image):
     return server.node()
 
 
-KINDS = {"file": on_file, "nbd": on_nbd}
+def on_iscsi(place, image):
+    target = servers_iscsi.Tgt(place, image=image, name=image.name)
+    place.servers.append(target)
+    return f"file.driver = iscsi\nfile.url = {target.url()}\n"
+
+
+KINDS = {"file": on_file, "nbd": on_nbd, "iscsi": on_iscsi}
 
 
 class Storage:

@@ -9,13 +9,13 @@ import time
 
 import pytest
 
-from fileio import opened, pattern, punch_hole
+from fileio import aligned, opened, pattern, punch_hole
 from servers_iscsi import (BUSY, CAPACITY16, CHECK_CONDITION, READ10, RESERVATION_CONFLICT, SYNC10, TASK_SET_FULL,
                            UNMAP, WRITE10, WRITE_SAME16, Faults, Tgt, sense)
 from system import MiB
 
 SIZE = 64 * MiB
-NOT_READY, MEDIUM, ILLEGAL, ATTENTION, PROTECT, ABORTED = 0x2, 0x3, 0x5, 0x6, 0x7, 0xb
+RECOVERED, NOT_READY, MEDIUM, ILLEGAL, ATTENTION, PROTECT, ABORTED = 0x1, 0x2, 0x3, 0x5, 0x6, 0x7, 0xb
 
 
 @pytest.fixture
@@ -41,10 +41,6 @@ def error_of(function, *args):
     with pytest.raises(OSError) as caught:
         function(*args)
     return caught.value.errno
-
-
-def direct(disk):
-    return opened(disk.file("disk"), os.O_RDWR | os.O_DSYNC)
 
 
 # ---- what goes away by itself
@@ -117,6 +113,30 @@ def test_error_reaches_the_user(disk, faults, opcode, status, data, number, text
             assert error_of(os.fsync, fd) == number
         assert text in disk.graph("errors"), disk.graph("errors")
         assert os.pread(fd, 512, 0) == bytes(512)
+
+
+def test_deferred_error(disk, faults):
+    """It tells of an earlier write: whoever flushes hears of it, once; the read is done."""
+    with opened(disk.file("disk"), os.O_RDWR | os.O_DIRECT) as fd:
+        os.pwrite(fd, aligned(pattern(4096)), 0)
+        faults.fail(READ10, CHECK_CONDITION, sense(MEDIUM, 0x0c00, code=0x71))
+        buffer = aligned(4096)
+        assert os.preadv(fd, [buffer], 0) == 4096
+        assert buffer[:] == pattern(4096)
+        assert "deferred" in disk.graph("errors")
+        assert error_of(os.fsync, fd) == errno.EIO
+        os.pwrite(fd, aligned(pattern(4096)), 0)
+        os.fsync(fd)
+
+
+def test_recovered_error(disk, faults):
+    """Done, with some trouble: no error."""
+    with opened(disk.file("disk")) as fd:
+        faults.fail(WRITE10, CHECK_CONDITION, sense(RECOVERED, 0x1700))
+        os.pwrite(fd, pattern(512), 0)
+        os.fsync(fd)
+        assert faults.left(WRITE10) == 0
+        assert os.pread(fd, 512, 0) == pattern(512)
 
 
 def test_short_answer(disk, faults):

@@ -270,7 +270,8 @@ static void coroutine_fn test_drain_under_io(TestEnv *env)
 
         test_settle();
         g_assert_cmpint(atomic_load(&node_of(env)->in_flight), ==, 0);
-        g_assert_cmpuint(atomic_load(&load->done), ==, done);
+        /* Those whose last request was done, but not yet counted. */
+        g_assert_cmpuint(atomic_load(&load->done) - done, <=, WORKERS);
         block_drain_end(drain);
     }
     load_end(load);

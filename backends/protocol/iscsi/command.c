@@ -6,6 +6,7 @@
  *   GOOD                                       | take() looks at the answer
  *   CHECK CONDITION                            | sense.c; unit attentions are followed by another try at
  *                                              | once, a capacity that has changed is read again before
+ *   the same, for an earlier write             | the next flush fails; another try at once
  *   BUSY, TASK SET FULL, ACA ACTIVE,           | another try after a while, which grows, until the deadline
  *   TASK ABORTED                               | of the request; then -EBUSY
  *   RESERVATION CONFLICT                       | -EBUSY
@@ -38,8 +39,27 @@ static void log_failure(IscsiRequest *r, IscsiState *s, const char *text, int er
     }
 }
 
+static bool is_deferred(const struct scsi_sense *sense)
+{
+    return sense->error_type == SCSI_SENSE_FIXED_DEFERRED_ERRORS ||
+           sense->error_type == SCSI_SENSE_DESCRIPTOR_DEFERRED_ERRORS;
+}
+
+/* Of an earlier write, which was acknowledged from a cache: the next flush fails. This command was not done.
+ */
+static int deferred_error(IscsiState *s, IscsiRequest *r)
+{
+    log_failure(r, s, "SCSI: deferred error: a write that was acknowledged has failed", EIO);
+    atomic_store(&s->remote.writes_lost, true);
+    r->again = ISCSI_AGAIN_NOW;
+    return -EIO;
+}
+
 static int check_condition(IscsiState *s, IscsiRequest *r, const struct scsi_task *task)
 {
+    if (is_deferred(&task->sense)) {
+        return deferred_error(s, r);
+    }
     r->key = task->sense.key;
     r->ascq = task->sense.ascq;
     int ret = iscsi_sense_error(r->key, r->ascq, &r->again);
@@ -73,7 +93,8 @@ static int status_to_error(IscsiState *s, IscsiRequest *r, struct scsi_task *tas
         return answer(s, r, task);
     case SCSI_STATUS_CHECK_CONDITION:
         ret = check_condition(s, r, task);
-        return ret == 0 ? answer(s, r, task) : ret;
+        /* What came with it are the sense data, no answer that could be taken. */
+        return ret == 0 && r->take ? -EIO : ret;
     case SCSI_STATUS_BUSY:
     case SCSI_STATUS_TASK_SET_FULL:
     case SCSI_STATUS_ACA_ACTIVE:
