@@ -264,7 +264,7 @@ static int insert(void *opaque)
     InsertJob *job = opaque;
     HttpCache *c = job->c;
     const HttpFetch *f = job->f;
-    int64_t block = (f->start + BLOCK - 1) / BLOCK;
+    int64_t block = (f->base + BLOCK - 1) / BLOCK;
     int ret = 0;
 
     for (; ret == 0 && block < c->blocks; block++) {
@@ -273,7 +273,7 @@ static int insert(void *opaque)
         if (start + (int64_t)block_bytes(c, block) > f->end) {
             break;
         }
-        ret = insert_block(c, block, f->buf + (start - f->start));
+        ret = insert_block(c, block, f->buf + (start - f->base));
         if (ret == -ENOSPC || ret == -EDQUOT) { /* others need it more: be smaller, and let this one go */
             fallocate(c->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, block_offset(c, block), BLOCK);
             ret = evict(c, 16 * BLOCK) ? 0 : ret;

@@ -2,8 +2,8 @@
  * Ranges in memory: those that somebody reads, and those that are read ahead.
  *
  * A fetch is one range of the resource, its memory, and the transfer that fills it from its start on. Readers
- * wait for the part that they need, and copy. What has been read once is dropped: the kernel has it in its
- * cache. States of a fetch:
+ * wait for the part that they need, and copy; who waits for just what comes next gets it from libcurl's
+ * memory. What has been read once is dropped: the kernel has it in its cache. States of a fetch:
  *
  *   state    | means                                 | left by
  *   ---------+---------------------------------------+----------------------------------------------------
@@ -29,10 +29,12 @@
 #define GIVE_UP_NS (60 * HTTP_NS_PER_S) /* with busy servers, where there is no deadline */
 #define SPARES_MAX 16
 
-/* Somebody who waits until the fetch is filled up to `need`. */
+/* Somebody who reads [offset, need), and waits for it. */
 typedef struct HttpWaiter {
     Coroutine *co;
-    int64_t need;
+    int64_t offset, need;
+    const IoVector *qiov; /* where it goes, from `skip` on */
+    size_t skip;
     bool woken;
     GList entry;
 } HttpWaiter;
@@ -104,14 +106,84 @@ static void wake_waiters(HttpFetch *f, bool all)
     }
 }
 
-static void coroutine_fn wait_for(HttpFetch *f, int64_t need)
+static void coroutine_fn wait_woken(HttpFetch *f, HttpWaiter *w)
 {
-    HttpWaiter w = {.co = coroutine_self(), .need = need};
-
-    w.entry.data = &w;
-    g_queue_push_tail_link(&f->waiters, &w.entry);
-    while (!w.woken) {
+    w->entry.data = w;
+    g_queue_push_tail_link(&f->waiters, &w->entry);
+    while (!w->woken) {
         coroutine_yield();
+    }
+}
+
+/* ---- Handing out */
+
+/* Whether, but for `w`, nobody waits for bytes before `offset`. */
+static bool nobody_before(const HttpFetch *f, const HttpWaiter *w, int64_t offset)
+{
+    for (const GList *l = f->waiters.head; l; l = l->next) {
+        const HttpWaiter *other = l->data;
+
+        if (other != w && other->offset < offset) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static void give(HttpWaiter *w, const uint8_t *data, int64_t n)
+{
+    io_vector_from_buf(w->qiov, w->skip, data, (size_t)n);
+    w->skip += (size_t)n;
+    w->offset += n;
+}
+
+/* From memory, as far as it is there. */
+static void take_filled(HttpFetch *f, HttpWaiter *w)
+{
+    int64_t n = MIN(f->filled, w->need) - w->offset;
+    bool in_order = w->offset == f->start && !f->t.s->cache;
+
+    if (n > 0) {
+        give(w, f->buf + (w->offset - f->base), n);
+        if (in_order && nobody_before(f, w, w->offset)) {
+            f->start = w->offset;
+        }
+    }
+}
+
+/* Who may have what comes next without a stop in memory: all before it has been read, and nobody else wants
+ * it. */
+static HttpWaiter *direct_waiter(const HttpFetch *f)
+{
+    if (f->start != f->filled || f->t.s->cache) {
+        return NULL;
+    }
+    for (const GList *l = f->waiters.head; l; l = l->next) {
+        HttpWaiter *w = l->data;
+
+        if (w->offset == f->filled && w->need > f->filled) {
+            return nobody_before(f, w, w->need) ? w : NULL;
+        }
+    }
+    return NULL;
+}
+
+static void deliver(HttpFetch *f, const uint8_t *data, int64_t n)
+{
+    while (n > 0) {
+        HttpWaiter *w = direct_waiter(f);
+        int64_t part = n;
+
+        if (w) {
+            part = MIN(n, w->need - w->offset);
+            give(w, data, part);
+            f->start += part;
+        } else {
+            memcpy(f->buf + (f->filled - f->base), data, (size_t)n);
+        }
+        f->filled += part;
+        data += part;
+        n -= part;
     }
 }
 
@@ -157,11 +229,16 @@ static void fail(HttpFetch *f, int error)
 
 static void finish(HttpFetch *f)
 {
+    HttpState *s = f->t.s;
+
     leave_running(f);
     f->state = HTTP_FETCH_DONE;
     wake_waiters(f, true);
-    http_cache_insert(f->t.s, f);
-    start_queued(f->t.s);
+    http_cache_insert(s, f);
+    if (f->start == f->end) {
+        unlist(f);
+    }
+    start_queued(s);
 }
 
 static void start_queued(HttpState *s)
@@ -198,8 +275,7 @@ static size_t fetch_data(HttpTransfer *t, const uint8_t *data, size_t n)
     note_delay(f);
     size_t fits = MIN(n, (size_t)(f->end - f->filled));
 
-    memcpy(f->buf + (f->filled - f->start), data, fits);
-    f->filled += (int64_t)fits;
+    deliver(f, data, (int64_t)fits);
     wake_waiters(f, false);
     if (t->s->o.ftp) {
         t->complete = f->filled == f->end; /* there a part has no end: the rest is not read */
@@ -368,7 +444,7 @@ static HttpFetch *fetch_new(HttpState *s, int64_t start, int64_t end)
     f->capacity = (size_t)(end - start);
     make_room(s, (int64_t)f->capacity);
     http_transfer_init(&f->t, s, &fetch_ops);
-    f->start = f->filled = start;
+    f->base = f->start = f->filled = start;
     f->end = end;
     f->buf = take_buffer(s, f->capacity);
     f->give_up_ns = aio_clock_ns() + (timeout_ns ? timeout_ns : GIVE_UP_NS);
@@ -393,7 +469,7 @@ static void leave(HttpFetch *f, int64_t taken)
     HttpState *s = f->t.s;
 
     f->taken += taken;
-    if (f->state == HTTP_FETCH_DONE && f->taken >= f->end - f->start) {
+    if (f->state == HTTP_FETCH_DONE && (f->start == f->end || f->taken >= f->end - f->base)) {
         unlist(f);
     } else if (s->quiet && f->refs == 2 && f->listed && f->state != HTTP_FETCH_DONE) {
         fail(f, REMOTE_LOST);
@@ -407,15 +483,15 @@ static int64_t coroutine_fn read_part(HttpFetch *f, int64_t offset, int64_t byte
                                       size_t skip)
 {
     int64_t end = MIN(offset + bytes, f->end);
+    HttpWaiter w = {.co = coroutine_self(), .offset = offset, .need = end, .qiov = qiov, .skip = skip};
 
-    if (f->filled < end && f->state != HTTP_FETCH_FAILED) {
-        wait_for(f, end);
+    take_filled(f, &w);
+    if (w.offset < end && f->state != HTTP_FETCH_FAILED) {
+        wait_woken(f, &w);
+        take_filled(f, &w);
     }
-    int64_t ret = f->filled >= end ? end - offset : f->error;
+    int64_t ret = w.offset == end ? end - offset : f->error;
 
-    if (ret > 0) {
-        io_vector_from_buf(qiov, skip, f->buf + (offset - f->start), (size_t)ret);
-    }
     leave(f, MAX(ret, 0));
     return ret;
 }

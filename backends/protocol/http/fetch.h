@@ -23,7 +23,8 @@ struct HttpFetch {
     int error;          /* FAILED */
     unsigned refs;      /* the list, and readers */
     bool listed;        /* in s->fetches */
-    int64_t start, end; /* of the resource */
+    int64_t base;       /* of the resource: where the memory begins */
+    int64_t start, end; /* what it still has to give; start rises as it is read in order */
     int64_t filled;     /* up to where the data is there */
     int64_t mark;       /* `filled` when the transfer began */
     int64_t taken;      /* bytes that were read */
