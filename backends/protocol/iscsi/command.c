@@ -50,7 +50,7 @@ static bool is_deferred(const struct scsi_sense *sense)
 static int deferred_error(IscsiState *s, IscsiRequest *r)
 {
     log_failure(r, s, "SCSI: deferred error: a write that was acknowledged has failed", EIO);
-    atomic_store(&s->remote.writes_lost, true);
+    remote_writes_lost(&s->remote);
     r->again = ISCSI_AGAIN_NOW;
     return -EIO;
 }

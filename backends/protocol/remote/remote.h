@@ -157,6 +157,8 @@ void remote_destroy(Remote *remote);
 int coroutine_fn remote_co_wrote(Remote *remote, int64_t offset, int64_t bytes, const IoVector *qiov,
                                  size_t qiov_offset);
 int coroutine_fn remote_co_zeroed(Remote *remote, int64_t offset, int64_t bytes, BlockRequestFlags flags);
+/* The server has said that it lost a write which it had acknowledged: the next flush fails. Any thread. */
+void remote_writes_lost(Remote *remote);
 /* The driver's co_flush: write_ops->co_flush, and -EIO once where writes may be gone. Coroutine. */
 int coroutine_fn remote_co_sync(Remote *remote);
 /* For options.json and the like: "connected", or "down for 12 s". Any thread. g_free. */

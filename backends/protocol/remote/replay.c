@@ -172,6 +172,13 @@ int coroutine_fn remote_co_zeroed(Remote *remote, int64_t offset, int64_t bytes,
 
 /* ---- Flushing */
 
+void remote_writes_lost(Remote *remote)
+{
+    bg_mutex_lock(&remote->lock);
+    remote->lost = true;
+    bg_mutex_unlock(&remote->lock);
+}
+
 int coroutine_fn remote_co_sync(Remote *remote)
 {
     int ret = co_flush_and_drop(remote);
@@ -185,8 +192,8 @@ int coroutine_fn remote_co_sync(Remote *remote)
     remote->lost = false;
     bg_mutex_unlock(&remote->lock);
     if (lost) {
-        g_autofree char *text = g_strdup_printf(
-            "%s: there was an outage, and writes that had not been flushed may be gone", remote->where);
+        g_autofree char *text =
+            g_strdup_printf("%s: writes that had been answered and not flushed may be gone", remote->where);
 
         block_graph_log_error(remote->node->graph, remote->node->name, BLOCK_OP_FLUSH, -1, 0, EIO, text);
         return -EIO;
@@ -222,9 +229,7 @@ static int coroutine_fn co_resend_all(RemoteLink *link)
         if (ret < 0) {
             block_graph_log_error(remote->node->graph, remote->node->name, BLOCK_OP_WRITE, w->offset,
                                   w->bytes, -ret, "after an outage, sent again");
-            bg_mutex_lock(&remote->lock);
-            remote->lost = true;
-            bg_mutex_unlock(&remote->lock);
+            remote_writes_lost(remote);
         }
     }
     return 0;
