@@ -412,8 +412,18 @@ static int coroutine_fn co_try_once(RemoteLink *link, RemoteTry *co_try, void *o
     return ret;
 }
 
+/* A request that takes the connection down each time may not go on for ever. */
+static bool patience_ends(const RemoteLink *link, int64_t first_lost_ns)
+{
+    const RemoteOptions *o = &link->remote->options;
+
+    return !o->pause && aio_clock_ns() - first_lost_ns > o->reconnect_delay_ns;
+}
+
 int coroutine_fn remote_link_co_run(RemoteLink *link, RemoteTry *co_try, void *opaque, RemoteResend resend)
 {
+    int64_t first_lost_ns = 0;
+
     for (;;) {
         int ret = co_wait_connected(link);
 
@@ -423,7 +433,8 @@ int coroutine_fn remote_link_co_run(RemoteLink *link, RemoteTry *co_try, void *o
         if (ret != REMOTE_LOST) {
             return ret;
         }
-        if (!may_resend(link, resend)) {
+        first_lost_ns = first_lost_ns ? first_lost_ns : aio_clock_ns();
+        if (!may_resend(link, resend) || patience_ends(link, first_lost_ns)) {
             return -EIO;
         }
     }

@@ -89,6 +89,7 @@ struct Remote {
     uint64_t last_number BG_GUARDED_BY(lock); /* of a write */
     uint64_t forgotten BG_GUARDED_BY(lock);   /* the last one that is not kept; 0: flushed since */
     bool lost BG_GUARDED_BY(lock);            /* the next flush has to fail */
+    bool trimming BG_GUARDED_BY(lock);        /* a coroutine flushes to make room */
 };
 
 typedef struct RemoteLinkOps {

@@ -17,7 +17,8 @@
  *   RESENDING | that link sends what is kept    | done -> RESTORED, failed -> DOWN
  *   RESTORED  | links may come up               | the last one is up -> UP, one is lost -> FALLING
  *
- * Memory is bounded by resend-buffer: a write that goes beyond flushes first. With resend-buffer=0 nothing is
+ * Memory is bounded by resend-buffer: when half of it is taken a flush begins beside the writes, and a write that goes
+ * beyond all of it waits for one. With resend-buffer=0 nothing is
  * kept; then the first flush after an outage that may have cost writes fails with EIO, once.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
@@ -111,18 +112,35 @@ static int coroutine_fn co_flush_and_drop(Remote *remote)
     return ret;
 }
 
-static bool is_full(Remote *remote)
+/* Flush where more than `limit` bytes are kept, one at a time. */
+static int coroutine_fn co_make_room(Remote *remote, int64_t limit)
 {
+    co_mutex_lock(&remote->room_lock);
     bg_mutex_lock(&remote->lock);
-    bool full = remote->kept_bytes > remote->options.resend_bytes;
+    bool wanted = remote->kept_bytes > limit;
 
     bg_mutex_unlock(&remote->lock);
-    return full;
+    int ret = wanted ? co_flush_and_drop(remote) : 0;
+
+    co_mutex_unlock(&remote->room_lock);
+    return ret;
+}
+
+/* What fails here a write or a flush will meet again. */
+static void coroutine_fn co_trim(void *opaque)
+{
+    Remote *remote = opaque;
+
+    co_make_room(remote, remote->options.resend_bytes / 2);
+    bg_mutex_lock(&remote->lock);
+    remote->trimming = false;
+    bg_mutex_unlock(&remote->lock);
+    block_node_dec_in_flight(remote->node);
 }
 
 static int coroutine_fn co_keep(Remote *remote, KeptWrite *w)
 {
-    int ret = 0;
+    int64_t most = remote->options.resend_bytes;
 
     bg_mutex_lock(&remote->lock);
     uint64_t number = ++remote->last_number;
@@ -134,13 +152,16 @@ static int coroutine_fn co_keep(Remote *remote, KeptWrite *w)
     } else {
         remote->forgotten = number;
     }
+    bool full = w && remote->kept_bytes > most;
+    bool trim = w && !full && remote->kept_bytes > most / 2 && !remote->trimming && remote->outage == REMOTE_UP;
+
+    remote->trimming |= trim;
     bg_mutex_unlock(&remote->lock);
-    if (w && is_full(remote)) {
-        co_mutex_lock(&remote->room_lock);
-        ret = is_full(remote) ? co_flush_and_drop(remote) : 0;
-        co_mutex_unlock(&remote->room_lock);
+    if (trim) {
+        block_node_inc_in_flight(remote->node);
+        aio_co_schedule(aio_context_current(), coroutine_create(co_trim, remote));
     }
-    return ret;
+    return full ? co_make_room(remote, most) : 0;
 }
 
 int coroutine_fn remote_co_wrote(Remote *remote, int64_t offset, int64_t bytes, const IoVector *qiov,
