@@ -52,6 +52,19 @@ def test_qemu_nbd(place):
     write_and_check(place.mount(raw(servers_nbd.qemu_nbd(place, image))), image)
 
 
+def test_reads_that_come_in_pieces(place):
+    """qemu-nbd answers with a chunk for each hole and each piece of data."""
+    image = place.image()
+    data = bytearray(SIZE)
+    with open(image, "r+b") as file:
+        for at in range(0, SIZE, 256 * KiB):
+            file.seek(at)
+            file.write(pattern(64 * KiB, at))
+            data[at:at + 64 * KiB] = pattern(64 * KiB, at)
+    daemon = place.mount(raw(servers_nbd.qemu_nbd(place, image)))
+    assert daemon.file("disk").read_bytes() == data
+
+
 def test_nbd_server(place):
     image = place.image()
     server = servers_nbd.nbd_server(place, image)
