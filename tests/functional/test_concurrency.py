@@ -19,6 +19,8 @@ import system
 from fileio import opened
 from system import MiB
 
+pytestmark = pytest.mark.every_storage
+
 FILES = """
 [node a]
 driver = raw
@@ -44,10 +46,12 @@ def make_images(place):
 
 
 @pytest.fixture
-def files(place):
-    """A daemon with three images, which take different ways: io_uring, threads, O_DIRECT."""
+def files(place, storage):
+    """A daemon with three images; as files they take different ways: io_uring, threads, O_DIRECT."""
     make_images(place)
-    return place.mount(FILES)
+    if storage.kind == "file":
+        return place.mount(FILES)
+    return place.mount("\n".join(storage.node(name, place.path / f"{name}.img") for name in NAMES))
 
 
 def fio_verify(place, jobs, timeout=120):

@@ -13,6 +13,8 @@ import harness
 import system
 from system import MiB
 
+pytestmark = pytest.mark.every_storage
+
 
 def fill(mountpoint, files=20):
     for i in range(files):
@@ -26,9 +28,9 @@ def check(mountpoint, files=20):
 
 
 @pytest.fixture
-def big(place):
+def big(place, storage):
     place.image("disk.img", 128 * MiB)
-    return place.mount(harness.DISK)
+    return place.mount(storage.node())
 
 
 @pytest.mark.parametrize("direct", ["on", "off"])

@@ -23,12 +23,12 @@ typedef struct Server {
     char *socket;
 } Server;
 
-/* nbdkit's memory plugin, with at most one more word on its command line. */
-static Server coroutine_fn start_server(const char *option)
+/* nbdkit's memory plugin; with a filter and its parameter, where not NULL. */
+static Server coroutine_fn start_server(const char *filter, const char *parameter)
 {
     Server server = {.socket = driver_test_path("nbd.sock")};
-    const char *argv[] = {"nbdkit", "-f",      "-U", server.socket, option ? option : "--threads=4",
-                          "memory", "size=4M", NULL};
+    const char *argv[] = {"nbdkit", "-f",      "-U",      server.socket, filter ? filter : "--threads=4",
+                          "memory", "size=4M", parameter, NULL};
     g_autoptr(GError) err = NULL;
 
     unlink(server.socket);
@@ -131,7 +131,7 @@ static void coroutine_fn move_around(TestEnv *env)
 
 static void coroutine_fn move(TestEnv *env)
 {
-    Server server = start_server(NULL);
+    Server server = start_server(NULL, NULL);
     BlockBackend *blk = open_node(env, &server, ",'connections':1");
 
     g_assert_nonnull(node_of(env)->aio_context);
@@ -148,7 +148,9 @@ static void coroutine_fn a_while(TestEnv *env)
 /* As many as there are homes, where the server allows it; then there is no home. */
 static void coroutine_fn several(TestEnv *env)
 {
-    Server server = start_server(NULL);
+    g_autofree char *log = driver_test_path("nbd.log"), *text = NULL;
+    g_autofree char *logfile = g_strconcat("logfile=", log, NULL);
+    Server server = start_server("--filter=log", logfile);
     BlockBackend *blk = open_node(env, &server, "");
     g_autoptr(GError) err = NULL;
 
@@ -157,11 +159,21 @@ static void coroutine_fn several(TestEnv *env)
     g_assert_cmpint(block_node_co_set_aio_context(node_of(env), env->ctx, &err), ==, -ENOTSUP);
     driver_test_close(env, blk);
     stop_server(&server);
+    /* All of them carried requests. */
+    g_assert_true(g_file_get_contents(log, &text, NULL, NULL));
+    for (unsigned i = 1; i <= 3; i++) {
+        g_autofree char *read = g_strdup_printf("connection=%u Read id=", i);
+        g_autofree char *written = g_strdup_printf("connection=%u Write id=", i);
+
+        g_assert_nonnull(strstr(text, read));
+        g_assert_nonnull(strstr(text, written));
+    }
+    unlink(log);
 }
 
 static void coroutine_fn flags(TestEnv *env)
 {
-    Server server = start_server(NULL);
+    Server server = start_server(NULL, NULL);
     BlockBackend *blk = open_node(env, &server, "");
     BlockNode *node = node_of(env);
     g_autofree uint8_t *buf = g_malloc(65536), *zeroes = g_malloc0(65536);

@@ -139,6 +139,7 @@ static struct nbd_handle *new_handle(const NbdTarget *target)
     struct nbd_handle *nbd = nbd_create();
 
     if (nbd && nbd_set_debug(nbd, false) == 0 && nbd_set_uri_allow_local_file(nbd, false) == 0 &&
+        nbd_set_pread_initialize(nbd, false) == 0 &&
         nbd_add_meta_context(nbd, LIBNBD_CONTEXT_BASE_ALLOCATION) == 0 &&
         (!target->creds || set_tls(nbd, target->creds)) &&
         (!target->export_name || nbd_set_export_name(nbd, target->export_name) == 0)) {

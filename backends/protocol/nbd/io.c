@@ -31,6 +31,7 @@ static void list_add(NbdRequest *req, NbdConn *conn)
     }
     conn->first = req;
     conn->in_flight++;
+    conn->sent++;
 }
 
 static void list_remove(NbdRequest *req)
@@ -81,6 +82,17 @@ static int extent_came(void *opaque, const char *context, uint64_t offset, uint3
     return 0;
 }
 
+static int chunk_came(void *opaque, const void *data, size_t count, uint64_t offset, unsigned status,
+                      int *error)
+{
+    NbdRequest *req = opaque;
+
+    if (status != LIBNBD_READ_ERROR && (int64_t)offset == req->offset + req->covered) {
+        req->covered += (int64_t)count;
+    }
+    return 0;
+}
+
 void nbd_requests_lose(NbdConn *conn)
 {
     NbdRequest *req;
@@ -103,8 +115,11 @@ static int64_t send_command(NbdRequest *req, struct nbd_handle *h)
     uint64_t offset = (uint64_t)req->offset, bytes = (uint64_t)req->bytes;
 
     switch (req->op) {
-    case NBD_READ:
-        return nbd_aio_pread(h, req->buf, bytes, offset, done, req->flags);
+    case NBD_READ: {
+        nbd_chunk_callback chunk = {.callback = chunk_came, .user_data = req};
+
+        return nbd_aio_pread_structured(h, req->buf, bytes, offset, chunk, done, req->flags);
+    }
     case NBD_WRITE:
         return nbd_aio_pwrite(h, req->buf, bytes, offset, done, req->flags);
     case NBD_ZERO:
@@ -139,14 +154,12 @@ static int result(NbdConn *conn, int error)
     }
 }
 
-static int coroutine_fn try_request(RemoteLink *link, void *opaque)
+static void coroutine_fn co_send_and_wait(NbdConn *conn, NbdRequest *req)
 {
-    NbdConn *conn = link->opaque;
-    NbdRequest *req = opaque;
-
     req->co = NULL;
     req->done = false;
     req->error = 0;
+    req->covered = 0;
     req->extent = 0;
     list_add(req, conn);
     if (send_command(req, conn->nbd) < 0 && !req->done) {
@@ -161,14 +174,50 @@ static int coroutine_fn try_request(RemoteLink *link, void *opaque)
         req->co = coroutine_self();
         coroutine_yield();
     }
+}
+
+static bool is_up(NbdConn *conn)
+{
+    return atomic_load_explicit(&conn->link.state, memory_order_relaxed) == REMOTE_LINK_CONNECTED;
+}
+
+static void clear(NbdRequest *req)
+{
+    memset(req->buf, 0, (size_t)req->bytes);
+    req->cleared = true;
+}
+
+/*
+ * libnbd adds up the chunks that a read is answered with, and does not see whether they overlap. What none
+ * covers would be what somebody else has read before. To zero every buffer costs; so only those of servers
+ * that do not send from start to end.
+ */
+static int coroutine_fn try_request(RemoteLink *link, void *opaque)
+{
+    NbdConn *conn = link->opaque;
+    NbdRequest *req = opaque;
+    bool read = req->op == NBD_READ;
+
+    if (read && atomic_load_explicit(&conn->s->clear_first, memory_order_relaxed)) {
+        clear(req);
+    }
+    co_send_and_wait(conn, req);
+    if (read && req->error == 0 && req->covered != req->bytes && !req->cleared) {
+        atomic_store_explicit(&conn->s->clear_first, true, memory_order_relaxed);
+        if (!is_up(conn)) {
+            return REMOTE_LOST;
+        }
+        clear(req);
+        co_send_and_wait(conn, req);
+    }
     return result(conn, req->error);
 }
 
 /* ---- Which connection */
 
-static bool is_up(NbdConn *conn)
+static bool is_less_busy(const NbdConn *a, const NbdConn *b)
 {
-    return atomic_load_explicit(&conn->link.state, memory_order_relaxed) == REMOTE_LINK_CONNECTED;
+    return a->in_flight != b->in_flight ? a->in_flight < b->in_flight : a->sent < b->sent;
 }
 
 /* The least busy one of this thread, else any that is up, each in turn. */
@@ -185,7 +234,7 @@ static NbdConn *pick(NbdState *s)
 
         if (conn->link.ctx == here) {
             own = conn;
-            if (is_up(conn) && (!best || conn->in_flight < best->in_flight)) {
+            if (is_up(conn) && (!best || is_less_busy(conn, best))) {
                 best = conn;
             }
         }

@@ -88,6 +88,7 @@ struct NbdConn {
     AioTimer patience;    /* of that */
     NbdRequest *first;    /* sent, not done */
     unsigned in_flight;   /* their number */
+    uint64_t sent;        /* requests, ever */
     GQueue done;          /* NbdRequest: done, and asleep */
 };
 
@@ -98,7 +99,8 @@ struct NbdState {
     bool opened;      /* `export` is valid */
     NbdConn *conns;
     unsigned n_conns;
-    _Atomic unsigned turn; /* for threads without a connection of their own */
+    _Atomic bool clear_first; /* the server's answers to reads are no rows of chunks without gaps */
+    _Atomic unsigned turn;    /* for threads without a connection of their own */
 };
 
 extern const RemoteLinkOps nbd_link_ops;
@@ -140,7 +142,9 @@ struct NbdRequest {
     Coroutine *co; /* NULL unless it sleeps */
     int error;     /* an errno value, or ENOLINK: lost */
     bool done;
-    int64_t extent; /* NBD_STATUS: length and flags of the first; 0: none came */
+    int64_t covered; /* NBD_READ: bytes from the start that came, one chunk after the other */
+    bool cleared;    /* NBD_READ: the buffer was zeroed before */
+    int64_t extent;  /* NBD_STATUS: length and flags of the first; 0: none came */
     uint32_t extent_flags;
 };
 
