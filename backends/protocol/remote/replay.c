@@ -17,9 +17,9 @@
  *   RESENDING | that link sends what is kept    | done -> RESTORED, failed -> DOWN
  *   RESTORED  | links may come up               | the last one is up -> UP, one is lost -> FALLING
  *
- * Memory is bounded by resend-buffer: when half of it is taken a flush begins beside the writes, and a write that goes
- * beyond all of it waits for one. With resend-buffer=0 nothing is
- * kept; then the first flush after an outage that may have cost writes fails with EIO, once.
+ * Memory is bounded by resend-buffer: when half of it is taken a flush begins beside the writes, and a write
+ * that goes beyond all of it waits for one. With resend-buffer=0 nothing is kept; then the first flush after
+ * an outage that may have cost writes fails with EIO, once.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -153,7 +153,8 @@ static int coroutine_fn co_keep(Remote *remote, KeptWrite *w)
         remote->forgotten = number;
     }
     bool full = w && remote->kept_bytes > most;
-    bool trim = w && !full && remote->kept_bytes > most / 2 && !remote->trimming && remote->outage == REMOTE_UP;
+    bool trim =
+        w && !full && remote->kept_bytes > most / 2 && !remote->trimming && remote->outage == REMOTE_UP;
 
     remote->trimming |= trim;
     bg_mutex_unlock(&remote->lock);
