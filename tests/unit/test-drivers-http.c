@@ -135,6 +135,8 @@ static int coroutine_fn read_at_random(void *opaque)
 static void coroutine_fn test_moves(TestEnv *env)
 {
     g_autofree char *path = driver_test_filled_file("disk", SIZE, SEED);
+
+    g_assert_nonnull(path);
     g_autofree uint8_t *content = g_malloc(SIZE);
     Server server;
     Reader readers[READERS];
@@ -174,6 +176,8 @@ static void coroutine_fn test_moves(TestEnv *env)
 static void coroutine_fn test_moves_without_server(TestEnv *env)
 {
     g_autofree char *path = driver_test_filled_file("disk", SIZE, SEED);
+
+    g_assert_nonnull(path);
     g_autofree uint8_t *buf = g_malloc(4096), *content = g_malloc(SIZE);
     Server server;
     g_autoptr(GError) err = NULL;

@@ -328,7 +328,9 @@ void coroutine_fn remote_link_co_close(RemoteLink *link)
 
     link->closing = true;
     delist(link);
-    aio_co_reschedule_self(link->ctx);
+    /* Behind the bottom halves that were sent there, also where "there" is here. */
+    aio_co_schedule(link->ctx, coroutine_self());
+    coroutine_yield();
     co_stop_attempts(link);
     link->ops->disconnect(link);
     aio_timer_del(&link->limit);
