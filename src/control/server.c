@@ -165,7 +165,6 @@ static gboolean on_hangup(gpointer opaque)
  * clean end, must not make it look like a crash. */
 static void add_signals(Server *server)
 {
-    signal(SIGPIPE, SIG_IGN);
     g_unix_signal_add(SIGTERM, on_stop_signal, server);
     g_unix_signal_add(SIGINT, on_stop_signal, server);
     g_unix_signal_add(SIGHUP, on_hangup, server);
@@ -441,6 +440,7 @@ static bool start(Server *server, GError **errp)
         return false;
     }
     aio_context_set_current(server->ctx);
+    signal(SIGPIPE, SIG_IGN); /* servers hang up, from the first connection on */
     if (!start_threads(server, errp) || !open_graph_patiently(server, errp)) {
         return false;
     }

@@ -7,6 +7,7 @@
 
 #include <stdarg.h>
 #include <string.h>
+#include <signal.h>
 #include <unistd.h>
 
 #include "aio/thread-pool.h"
@@ -146,6 +147,7 @@ void test_add_co(const char *name, TestFunc *fn)
 int test_main(int argc, char **argv, void (*register_tests)(void))
 {
     g_test_init(&argc, &argv, NULL);
+    signal(SIGPIPE, SIG_IGN); /* as the daemon does */
     bg_main_thread_register();
     test_drivers_register();
     register_tests();
