@@ -50,7 +50,9 @@ int coroutine_fn iscsi_co_pdiscard(BlockNode *node, int64_t offset, int64_t byte
     scsi_set_uint32(u.parameters + UNMAP_HEADER + 8, (uint32_t)u.r.blocks);
     int ret = iscsi_co_run(s, &u.r);
 
-    if (ret == -ENOTSUP) {
+    if (ret == 0) {
+        remote_touched(&s->remote);
+    } else if (ret == -ENOTSUP) {
         s->disk.has_unmap = false;
     }
     return ret;

@@ -361,7 +361,15 @@ int coroutine_fn nbd_co_pdiscard(BlockNode *node, int64_t offset, int64_t bytes)
     NbdState *s = node->opaque;
     NbdRequest req = {.op = NBD_TRIM, .offset = offset, .bytes = bytes};
 
-    return s->export.caps & NBD_CAP_TRIM ? run(node, &req, REMOTE_RESEND_IF_BROKEN) : -ENOTSUP;
+    if (!(s->export.caps & NBD_CAP_TRIM)) {
+        return -ENOTSUP;
+    }
+    int ret = run(node, &req, REMOTE_RESEND_IF_BROKEN);
+
+    if (ret == 0) {
+        remote_touched(&s->remote);
+    }
+    return ret;
 }
 
 /*

@@ -86,7 +86,8 @@ struct Remote {
     uint64_t outages BG_GUARDED_BY(lock);
     GQueue kept BG_GUARDED_BY(lock); /* KeptWrite, in the order of their answers */
     int64_t kept_bytes BG_GUARDED_BY(lock);
-    uint64_t last_number BG_GUARDED_BY(lock); /* of a write */
+    uint64_t last_number BG_GUARDED_BY(lock); /* of a write, or other change */
+    uint64_t flushed BG_GUARDED_BY(lock);     /* the last one that is on stable storage */
     uint64_t forgotten BG_GUARDED_BY(lock);   /* the last one that is not kept; 0: flushed since */
     bool lost BG_GUARDED_BY(lock);            /* the next flush has to fail */
     bool trimming BG_GUARDED_BY(lock);        /* a coroutine flushes to make room */
@@ -158,9 +159,13 @@ void remote_destroy(Remote *remote);
 int coroutine_fn remote_co_wrote(Remote *remote, int64_t offset, int64_t bytes, const IoVector *qiov,
                                  size_t qiov_offset);
 int coroutine_fn remote_co_zeroed(Remote *remote, int64_t offset, int64_t bytes, BlockRequestFlags flags);
+/* Something else was acknowledged that a flush makes stable, and that need not be sent again: a discard. Any
+ * thread. */
+void remote_touched(Remote *remote);
 /* The server has said that it lost a write which it had acknowledged: the next flush fails. Any thread. */
 void remote_writes_lost(Remote *remote);
-/* The driver's co_flush: write_ops->co_flush, and -EIO once where writes may be gone. Coroutine. */
+/* The driver's co_flush: write_ops->co_flush where anything has changed since the last one, and -EIO once
+ * where writes may be gone. Coroutine. */
 int coroutine_fn remote_co_sync(Remote *remote);
 /* For options.json and the like: "connected", or "down for 12 s". Any thread. g_free. */
 char *remote_status(Remote *remote);

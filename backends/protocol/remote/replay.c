@@ -91,6 +91,7 @@ static void drop_until(Remote *remote, uint64_t number)
         g_queue_push_tail_link(&dropped, l);
     }
     remote->forgotten = remote->forgotten <= number ? 0 : remote->forgotten;
+    remote->flushed = MAX(remote->flushed, number);
     bg_mutex_unlock(&remote->lock);
     while ((l = g_queue_pop_head_link(&dropped))) {
         g_free(l->data);
@@ -194,6 +195,13 @@ int coroutine_fn remote_co_zeroed(Remote *remote, int64_t offset, int64_t bytes,
 
 /* ---- Flushing */
 
+void remote_touched(Remote *remote)
+{
+    bg_mutex_lock(&remote->lock);
+    remote->last_number++;
+    bg_mutex_unlock(&remote->lock);
+}
+
 void remote_writes_lost(Remote *remote)
 {
     bg_mutex_lock(&remote->lock);
@@ -203,7 +211,11 @@ void remote_writes_lost(Remote *remote)
 
 int coroutine_fn remote_co_sync(Remote *remote)
 {
-    int ret = co_flush_and_drop(remote);
+    bg_mutex_lock(&remote->lock);
+    bool wanted = remote->last_number > remote->flushed;
+
+    bg_mutex_unlock(&remote->lock);
+    int ret = wanted ? co_flush_and_drop(remote) : 0;
 
     if (ret < 0) {
         return ret;
