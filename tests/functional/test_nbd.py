@@ -13,6 +13,7 @@ import time
 import pytest
 
 import fileio
+import qmp
 import servers_nbd
 from fileio import opened, pattern, punch_hole
 from relay import Relay
@@ -372,6 +373,8 @@ def test_tls_x509(place):
     daemon = place.start(*x509_args(place.path / "named", wrong_name, more=",verify-peer=off"), *export,
                          mountpoints=[mountpoint])
     write_and_check(daemon)
+    with qmp.connect(daemon) as control:
+        assert "certificates are not verified" in control("x-blockgraph-graph", format="text")
 
 
 def test_tls_is_not_given_up(place):

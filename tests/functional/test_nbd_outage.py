@@ -6,6 +6,7 @@ SPDX-License-Identifier: GPL-2.0-or-later
 import errno
 import os
 import random
+import re
 import signal
 import threading
 import time
@@ -276,3 +277,4 @@ def test_a_dead_server_uses_no_cpu(place):
     before = ticks()
     time.sleep(1)
     assert ticks() - before <= 3
+    assert re.search(r"nbd, .*, down for [1-9]\d* s", daemon.graph("graph.txt"))

@@ -66,7 +66,8 @@ static void server_start(Server *server)
     g_autofree char *text = g_strdup_printf(
         "daemon off; master_process off; pid %s/nginx.pid; error_log %s/error.log; user root;\n"
         "events { worker_connections 64; }\n"
-        "http { access_log off; client_body_temp_path %s/t1; proxy_temp_path %s/t2; fastcgi_temp_path %s/t3;\n"
+        "http { access_log off; client_body_temp_path %s/t1; proxy_temp_path %s/t2; fastcgi_temp_path "
+        "%s/t3;\n"
         "uwsgi_temp_path %s/t4; scgi_temp_path %s/t5;\n"
         "server { listen 127.0.0.1:%u; root %s; } }\n",
         dir, dir, dir, dir, dir, dir, dir, server->port, dir);

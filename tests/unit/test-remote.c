@@ -99,7 +99,7 @@ static void coroutine_fn outage_waits(TestEnv *env)
     g_autofree char *status = remote_status(&remote_of(env)->remote);
     g_autofree char *error = block_graph_last_error(env->graph, "n");
 
-    g_assert_cmpstr(status, ==, "connected");
+    g_assert_null(status);
     g_assert_nonnull(strstr(error, "connect"));
     g_assert_nonnull(strstr(error, "test://server: reset by peer"));
     driver_test_close(env, blk);

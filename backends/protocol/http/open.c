@@ -419,7 +419,7 @@ static char *http_status(BlockNode *node)
     g_autofree char *outage = remote_status(&s->remote);
     bool verified = s->o.sslverify && (!s->o.creds || s->o.creds->verify_peer);
 
-    if (strcmp(outage, "connected") != 0) {
+    if (outage) {
         g_ptr_array_add(words, g_steal_pointer(&outage));
     }
     if (s->o.ssl && !verified) {

@@ -420,8 +420,16 @@ static char *iscsi_filename(BlockNode *node)
     return g_strdup(s->remote.where);
 }
 
+static char *iscsi_status(BlockNode *node)
+{
+    IscsiState *s = node->opaque;
+
+    return remote_status(&s->remote);
+}
+
 const BlockDriver block_driver_iscsi = {
     .name = "iscsi",
+    .status = iscsi_status,
     .instance_size = sizeof(IscsiState),
     .co_open = iscsi_co_open,
     .co_close = iscsi_co_close,

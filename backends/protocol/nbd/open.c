@@ -265,12 +265,25 @@ static char *nbd_filename(BlockNode *node)
     return g_strdup(s->remote.where);
 }
 
+static char *nbd_status(BlockNode *node)
+{
+    NbdState *s = node->opaque;
+    const BlockTlsCreds *creds = s->target->creds;
+    g_autofree char *outage = remote_status(&s->remote);
+
+    if (creds && !creds->psk && !creds->verify_peer) {
+        return g_strdup_printf("certificates are not verified%s%s", outage ? ", " : "", outage ? outage : "");
+    }
+    return g_steal_pointer(&outage);
+}
+
 static const char *const file_names[] = {"server.path", NULL};
 
 const BlockDriver block_driver_nbd = {
     .name = "nbd",
     .instance_size = sizeof(NbdState),
     .file_options = file_names,
+    .status = nbd_status,
     .co_open = nbd_co_open,
     .co_close = nbd_co_close,
     .co_preadv = nbd_co_preadv,

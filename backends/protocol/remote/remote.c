@@ -156,6 +156,5 @@ char *remote_status(Remote *remote)
     int64_t down_ns = aio_clock_ns() - remote->down_since_ns;
 
     bg_mutex_unlock(&remote->lock);
-    return down ? g_strdup_printf("down for %" G_GINT64_FORMAT " s", down_ns / NS_PER_S)
-                : g_strdup("connected");
+    return down ? g_strdup_printf("down for %" G_GINT64_FORMAT " s", down_ns / NS_PER_S) : NULL;
 }

@@ -167,7 +167,7 @@ void remote_writes_lost(Remote *remote);
 /* The driver's co_flush: write_ops->co_flush where anything has changed since the last one, and -EIO once
  * where writes may be gone. Coroutine. */
 int coroutine_fn remote_co_sync(Remote *remote);
-/* For options.json and the like: "connected", or "down for 12 s". Any thread. g_free. */
+/* For BlockDriver.status: "down for 12 s"; NULL while connected. Any thread. g_free. */
 char *remote_status(Remote *remote);
 
 /* ---- A connection */
