@@ -138,8 +138,10 @@ def measure_all(arguments, work, fast, progress):
     size, results = arguments.size * MIB, {}
     makers = {"blockgraphfs": lambda node, path: subjects.blockgraphfs(arguments, work, size, node, path),
               "qemu-storage-daemon": lambda node, path: subjects.qemu_storage_daemon(work, size, node, path)}
+    # A smoke test has no room for the large one.
+    kinds = [kind for kind, (_, _, length) in KINDS.items() if not length or size >= 256 * MIB]
     for number in range(arguments.rounds):
-        for kind in KINDS:
+        for kind in kinds:
             for name in list(makers)[::1 if number % 2 else -1]:
                 progress(f"snapshot: round {number + 1} of {arguments.rounds}, {kind}, {name}")
                 results.setdefault((kind, name), []).extend(run_round(makers[name], fast, kind, size, work))
