@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "block/block-internal.h"
+#include "block/options.h"
 #include "util/error.h"
 #include "util/text.h"
 
@@ -90,6 +91,22 @@ static gpointer find(GHashTable *table, const char *type, const char *id, GError
 const char *block_graph_find_secret(BlockGraph *graph, const char *id, GError **errp)
 {
     return find(graph->secrets, "secret", id, errp);
+}
+
+bool block_graph_read_secret(BlockGraph *graph, BlockOptions *opts, const char *key, const char **out,
+                             GError **errp)
+{
+    g_autofree char *id = NULL;
+    g_autoptr(GError) cause = NULL;
+
+    if (!block_options_get_string(opts, key, &id, errp)) {
+        return false;
+    }
+    if (id) {
+        *out = block_graph_find_secret(graph, id, &cause);
+        return *out || block_options_error(opts, key, errp, ENOENT, "%s", cause->message);
+    }
+    return true;
 }
 
 const BlockTlsCreds *block_graph_find_tls_creds(BlockGraph *graph, const char *id, GError **errp)

@@ -29,6 +29,9 @@ bool block_graph_add_tls_creds(BlockGraph *graph, const char *id, BlockTlsCreds 
 
 /* The text of a secret, borrowed; NULL and *errp, with the nearest id, where there is none. */
 const char *block_graph_find_secret(BlockGraph *graph, const char *id, GError **errp);
+/* Of the option `key`, the id of a secret: *out stays as it is where there is none. False and *errp. */
+bool block_graph_read_secret(BlockGraph *graph, BlockOptions *opts, const char *key, const char **out,
+                             GError **errp);
 const BlockTlsCreds *block_graph_find_tls_creds(BlockGraph *graph, const char *id, GError **errp);
 
 #endif /* BG_BLOCK_SECRET_H */

@@ -23,21 +23,6 @@ extern const BlockDriver block_driver_http, block_driver_https, block_driver_ftp
 /* ---- Options */
 
 /* The text of the secret that option `key` names, or NULL. */
-static bool get_secret(BlockNode *node, BlockOptions *opts, const char *key, const char **out, GError **errp)
-{
-    g_autofree char *id = NULL;
-    g_autoptr(GError) cause = NULL;
-
-    if (!block_options_get_string(opts, key, &id, errp)) {
-        return false;
-    }
-    if (id) {
-        *out = block_graph_find_secret(node->graph, id, &cause);
-        return *out || block_options_error(opts, key, errp, ENOENT, "%s", cause->message);
-    }
-    return true;
-}
-
 static bool get_creds(BlockNode *node, BlockOptions *opts, HttpOptions *o, GError **errp)
 {
     g_autofree char *id = NULL;
@@ -69,9 +54,9 @@ static bool get_credentials(BlockNode *node, BlockOptions *opts, HttpOptions *o,
     g_autofree char *username = NULL;
 
     if (!block_options_get_string(opts, "username", &username, errp) ||
-        !get_secret(node, opts, "password-secret", &o->password, errp) ||
+        !block_graph_read_secret(node->graph, opts, "password-secret", &o->password, errp) ||
         !block_options_get_string(opts, "proxy-username", &o->proxy_username, errp) ||
-        !get_secret(node, opts, "proxy-password-secret", &o->proxy_password, errp)) {
+        !block_graph_read_secret(node->graph, opts, "proxy-password-secret", &o->proxy_password, errp)) {
         return false;
     }
     if (username) {
@@ -128,7 +113,7 @@ static bool get_cookie(BlockNode *node, BlockOptions *opts, HttpOptions *o, GErr
     const char *secret = NULL;
 
     if (!block_options_get_string(opts, "cookie", &text, errp) ||
-        !get_secret(node, opts, "cookie-secret", &secret, errp)) {
+        !block_graph_read_secret(node->graph, opts, "cookie-secret", &secret, errp)) {
         return false;
     }
     const char *key = secret ? "cookie-secret" : "cookie";

@@ -24,21 +24,6 @@
 
 static const char *const digest_words[] = {"none", "none-crc32c", "crc32c-none", "crc32c", NULL};
 
-static bool read_secret(BlockNode *node, BlockOptions *opts, const char *key, const char **out, GError **errp)
-{
-    g_autofree char *id = NULL;
-    g_autoptr(GError) err = NULL;
-
-    if (!block_options_get_string(opts, key, &id, errp)) {
-        return false;
-    }
-    if (id) {
-        *out = block_graph_find_secret(node->graph, id, &err);
-        return *out || block_options_error(opts, key, errp, ENOENT, "%s", err->message);
-    }
-    return true;
-}
-
 /* Half a pair is an error: nothing is left out in silence. */
 static bool check_pair(BlockOptions *opts, const char *user_key, const char *user, const char *password_key,
                        const char *password, GError **errp)
@@ -60,9 +45,9 @@ static bool read_chap(BlockNode *node, BlockOptions *opts, IscsiTarget *t, GErro
     g_autofree char *user = NULL;
 
     if (!block_options_get_string(opts, "user", &user, errp) ||
-        !read_secret(node, opts, "password-secret", &t->password, errp) ||
+        !block_graph_read_secret(node->graph, opts, "password-secret", &t->password, errp) ||
         !block_options_get_string(opts, "target-user", &t->target_user, errp) ||
-        !read_secret(node, opts, "target-password-secret", &t->target_password, errp)) {
+        !block_graph_read_secret(node->graph, opts, "target-password-secret", &t->target_password, errp)) {
         return false;
     }
     if (user && t->user) {

@@ -1,16 +1,20 @@
 /*
  * RemoteLink: one connection, its attempts, and the requests that wait for it.
  *
- *   state      | means                              | left by
- *   -----------+------------------------------------+--------------------------------------------------------
- *   CLOSED     | not opened, or closed              | open -> CONNECTING
- *   CONNECTING | an attempt runs (link->attempt)    | success -> CONNECTED, failure -> BACKOFF or RESTING,
- *              |                                    | another resource -> CHANGED, close -> CLOSED
- *   CONNECTED  | requests are sent                  | loss -> BACKOFF or RESTING, another resource ->
- * CHANGED, |                                    | close -> CLOSED BACKOFF    | timer `retry` runs | timer ->
- * CONNECTING, drained section -> RESTING, |                                    | close -> CLOSED RESTING    |
- * lost, in a drained section or on   | a request, or the section's end -> BACKOFF, close -> CLOSED | its way
- * to another thread          | CHANGED    | every request fails with -ESTALE   | close -> CLOSED
+ *   state      | means                           | left by
+ *   -----------+---------------------------------+--------------------------------------------
+ *   CLOSED     | not opened, or closed           | open -> CONNECTING
+ *   CONNECTING | an attempt runs (link->attempt) | success -> CONNECTED
+ *              |                                 | failure -> BACKOFF, or RESTING
+ *              |                                 | another resource -> CHANGED
+ *   CONNECTED  | requests are sent               | loss -> BACKOFF, or RESTING
+ *              |                                 | another resource -> CHANGED
+ *   BACKOFF    | timer `retry` runs              | timer -> CONNECTING
+ *              |                                 | drained section, move -> RESTING
+ *   RESTING    | lost, and quiet: in a drained   | a request, the section's end -> BACKOFF
+ *              | section, or between two threads |
+ *   CHANGED    | requests fail with -ESTALE      |
+ *   all        |                                 | close -> CLOSED
  *
  * Attempts go on for as long as the link is down, whether somebody waits or not, but in a drained section:
  * there only while requests wait. An attempt counts in the node's in_flight, so that a section waits for its
@@ -61,6 +65,13 @@ static void set_state(RemoteLink *link, RemoteLinkState state)
                  link->state, state);
     }
     link->state = state;
+}
+
+/* To the link's thread; sections wait for it. `bh` ends with block_node_dec_in_flight(). Any thread. */
+static void send_bh(RemoteLink *link, AioHandler *bh)
+{
+    block_node_inc_in_flight(link->remote->node);
+    aio_bh_schedule_oneshot(link->ctx, bh, link);
 }
 
 /* ---- Waiting */
@@ -190,10 +201,18 @@ static bool count_up(RemoteLink *link)
     return true;
 }
 
+static void become_changed(RemoteLink *link, const char *cause)
+{
+    BlockNode *node = link->remote->node;
+
+    set_state(link, REMOTE_LINK_CHANGED);
+    bg_log(BG_LOG_ERROR, "node '%s': %s: %s", node->name, link->remote->where, cause);
+    block_graph_log_error(node->graph, node->name, BLOCK_OP_CONNECT, -1, 0, ESTALE, cause);
+}
+
 static void coroutine_fn co_attempt(void *opaque)
 {
     RemoteLink *link = opaque;
-    BlockNode *node = link->remote->node;
     g_autoptr(GError) err = NULL;
     int ret = co_connect(link, &err);
 
@@ -205,14 +224,12 @@ static void coroutine_fn co_attempt(void *opaque)
     if (ret == 0) {
         set_state(link, REMOTE_LINK_CONNECTED);
     } else if (ret == -ESTALE) {
-        set_state(link, REMOTE_LINK_CHANGED);
-        bg_log(BG_LOG_ERROR, "node '%s': %s: %s", node->name, link->remote->where, err->message);
-        block_graph_log_error(node->graph, node->name, BLOCK_OP_CONNECT, -1, 0, ESTALE, err->message);
+        become_changed(link, err->message);
     } else {
         go_down(link);
     }
     wake_all(link);
-    block_node_dec_in_flight(node);
+    block_node_dec_in_flight(link->remote->node);
 }
 
 static void retry_now(void *opaque)
@@ -248,8 +265,7 @@ static void limit_bh(void *opaque)
 void remote_link_limit_waits(RemoteLink *link)
 {
     if (!link->closing) {
-        block_node_inc_in_flight(link->remote->node);
-        aio_bh_schedule_oneshot(link->ctx, limit_bh, link);
+        send_bh(link, limit_bh);
     }
 }
 
@@ -471,8 +487,7 @@ static void tell_others(RemoteLink *link)
         RemoteLink *other = remote->links->pdata[i];
 
         if (other != link) {
-            block_node_inc_in_flight(remote->node);
-            aio_bh_schedule_oneshot(other->ctx, follow_bh, other);
+            send_bh(other, follow_bh);
         }
     }
     bg_mutex_unlock(&remote->lock);
@@ -490,16 +505,11 @@ void remote_link_lost(RemoteLink *link, int errnum, const char *cause)
 
 void remote_link_changed(RemoteLink *link, const char *cause)
 {
-    BlockNode *node = link->remote->node;
-
-    if (link->state != REMOTE_LINK_CONNECTED) {
-        return;
+    if (link->state == REMOTE_LINK_CONNECTED) {
+        become_changed(link, cause);
+        link->ops->disconnect(link);
+        wake_all(link);
     }
-    set_state(link, REMOTE_LINK_CHANGED);
-    bg_log(BG_LOG_ERROR, "node '%s': %s: %s", node->name, link->remote->where, cause);
-    block_graph_log_error(node->graph, node->name, BLOCK_OP_CONNECT, -1, 0, ESTALE, cause);
-    link->ops->disconnect(link);
-    wake_all(link);
 }
 
 /* ---- Drained sections, and other threads */
@@ -522,30 +532,23 @@ static void quiet_bh(void *opaque)
 
 void remote_link_drain_begin(RemoteLink *link)
 {
-    block_node_inc_in_flight(link->remote->node);
-    aio_bh_schedule_oneshot(link->ctx, quiet_bh, link);
-}
-
-static void go_on(RemoteLink *link)
-{
-    link->quiet = false;
-    if (link->state == REMOTE_LINK_RESTING) {
-        go_down(link);
-    }
+    send_bh(link, quiet_bh);
 }
 
 static void go_on_bh(void *opaque)
 {
     RemoteLink *link = opaque;
 
-    go_on(link);
+    link->quiet = false;
+    if (link->state == REMOTE_LINK_RESTING) {
+        go_down(link);
+    }
     block_node_dec_in_flight(link->remote->node);
 }
 
 void remote_link_drain_end(RemoteLink *link)
 {
-    block_node_inc_in_flight(link->remote->node);
-    aio_bh_schedule_oneshot(link->ctx, go_on_bh, link);
+    send_bh(link, go_on_bh);
 }
 
 void coroutine_fn remote_link_co_detach(RemoteLink *link)
