@@ -17,6 +17,7 @@ import threading
 import time
 
 import harness
+from system import free_port
 
 BASE_CONF = """\
 daemon off;
@@ -47,12 +48,6 @@ http {{
     }}
 }}
 """
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def wait_for_port(port, process):

@@ -15,14 +15,9 @@ import threading
 import time
 
 import harness
+from system import free_port
 
 NAME = "iqn.2026-11.org.blockgraph.test:disk"
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def wait_for_port(port, process, log):

@@ -13,11 +13,7 @@ import subprocess
 import time
 
 import harness
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
+from system import free_port
 
 
 def answers(address):

@@ -13,6 +13,7 @@ import resource
 import select
 import shlex
 import signal
+import socket
 import stat
 import subprocess
 import tempfile
@@ -34,6 +35,13 @@ class MountEntry:
     fstype: str
     source: str
     connection: int  # the FUSE connection's number: the minor of the mount's device
+
+
+def free_port():
+    """A TCP port of 127.0.0.1 that nobody listens on, for a server to be started."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def _unescape(field):

@@ -17,8 +17,8 @@ import pytest
 
 import harness
 from fileio import aligned, opened, pattern, punch_hole
-from servers_iscsi import NAME, Istgt, Tgt, free_port
-from system import KiB, MiB
+from servers_iscsi import NAME, Istgt, Tgt
+from system import KiB, MiB, free_port
 
 SIZE = 64 * MiB
 

@@ -18,7 +18,7 @@ import servers_nbd
 from fileio import opened, pattern, punch_hole
 from relay import Relay
 from servers_nbd import nbdkit
-from system import KiB, MiB
+from system import KiB, MiB, free_port
 
 SIZE = 16 * MiB
 
@@ -265,7 +265,7 @@ def refused(place, options):
 
 
 def test_no_server_no_export_other_protocol(place):
-    message = refused(place, f"uri = nbd://127.0.0.1:{servers_nbd.free_port()}/")
+    message = refused(place, f"uri = nbd://127.0.0.1:{free_port()}/")
     assert "node 'disk'" in message and "refused" in message
     server = nbdkit(place, "--filter=exportname", "memory", "1M", "exportname-strict=true", "exportname=there")
     message = refused(place, f"uri = nbd+unix:///gone?socket={server.address}")
