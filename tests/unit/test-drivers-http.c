@@ -201,8 +201,45 @@ static void coroutine_fn test_moves_without_server(TestEnv *env)
     driver_test_close(env, blk);
 }
 
+/*
+ * What was read in order is dropped, so a fetch may begin and end anywhere: what is read behind such a piece,
+ * but within the same block, has it on its way down to where the block begins.
+ */
+static void coroutine_fn test_pieces(TestEnv *env)
+{
+    static const struct {
+        int64_t offset, bytes;
+    } reads[] = {
+        {0, 3000},    /* left: [3000, 4096) */
+        {100, 10},    /* fetches [0, 3000) */
+        {3000, 1096}, /* nothing is left of the first */
+        {0, 100},     /* left: [100, 3000) */
+        {3500, 10},   /* wants [3000, 4096) */
+        {0, 4096},
+    };
+    g_autofree char *path = driver_test_filled_file("disk", SIZE, SEED);
+
+    g_assert_nonnull(path);
+    g_autofree uint8_t *buf = g_malloc(4096), *content = g_malloc(SIZE);
+    Server server;
+
+    test_fill(content, SIZE, SEED);
+    server_start(&server);
+    BlockNode *node = test_open(
+        env, "{'driver':'http','node-name':'n','url':'http://127.0.0.1:%u/disk','readahead':0}", server.port);
+    BlockBackend *blk = reading_backend(node);
+
+    for (unsigned i = 0; i < G_N_ELEMENTS(reads); i++) {
+        g_assert_cmpint(block_backend_co_pread(blk, reads[i].offset, reads[i].bytes, buf), ==, 0);
+        test_assert_mem("read", buf, content + reads[i].offset, (size_t)reads[i].bytes);
+    }
+    driver_test_close(env, blk);
+    server_stop(&server);
+}
+
 static void register_tests(void)
 {
+    test_add_co("/drivers/http/pieces", test_pieces);
     test_add_co("/drivers/http/moves", test_moves);
     test_add_co("/drivers/http/moves-without-server", test_moves_without_server);
 }

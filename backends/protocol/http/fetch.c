@@ -407,6 +407,19 @@ bool http_fetch_has(HttpState *s, int64_t offset)
     return find(s, offset) != NULL;
 }
 
+/* Where the last fetch before `offset` ends, or `start`. */
+static int64_t gap_start(HttpState *s, int64_t start, int64_t offset)
+{
+    for (GList *l = s->fetches.head; l; l = l->next) {
+        HttpFetch *f = l->data;
+
+        if (f->end > start && f->end <= offset) {
+            start = f->end;
+        }
+    }
+    return start;
+}
+
 /* Where the next fetch after `offset` begins, or `end`. */
 static int64_t gap_end(HttpState *s, int64_t offset, int64_t end)
 {
@@ -435,12 +448,14 @@ static void make_room(HttpState *s, int64_t more)
     }
 }
 
-static HttpFetch *fetch_new(HttpState *s, int64_t start, int64_t end)
+/* Of what holds `offset`, which no fetch has, and of [start, end) around it as much as none has. */
+static HttpFetch *fetch_new(HttpState *s, int64_t start, int64_t offset, int64_t end)
 {
     HttpFetch *f = g_new0(HttpFetch, 1);
     int64_t timeout_ns = s->remote.options.timeout_ns;
 
-    end = gap_end(s, start, end);
+    start = gap_start(s, start, offset);
+    end = gap_end(s, offset, end);
     f->capacity = (size_t)(end - start);
     make_room(s, (int64_t)f->capacity);
     http_transfer_init(&f->t, s, &fetch_ops);
@@ -507,7 +522,7 @@ int coroutine_fn http_fetch_co_read(HttpState *s, int64_t offset, int64_t bytes,
         if (!f) {
             int64_t end = http_stream_fetch_end(s, stream, offset, bytes);
 
-            f = fetch_new(s, http_fetch_align(s, offset), end);
+            f = fetch_new(s, http_fetch_align(s, offset), offset, end);
         }
         f->refs++; /* or what is read ahead might need its memory */
         http_read_ahead(s, stream);
@@ -531,7 +546,7 @@ bool http_fetch_ahead(HttpState *s, int64_t *offset, int64_t bytes)
         if (s->running + 1 >= MAX(s->o.connections, 2)) {
             return false;
         }
-        f = fetch_new(s, *offset, MIN(*offset + bytes, s->pin.size));
+        f = fetch_new(s, *offset, *offset, MIN(*offset + bytes, s->pin.size));
     }
     *offset = f->end;
     return true;
