@@ -176,6 +176,7 @@ def test_a_server_without_ranges_is_refused(place, root):
     (["url = http://127.0.0.1/x", "read-only = off"], "cannot write"),
     (["url = http://127.0.0.1/x", "cookies = 1"], "cookie"),
     (["url = http://127.0.0.1/x", "timeout = -1"], "timeout"),
+    (["url = http://127.0.0.1/x", "resend-buffer = 1M"], "resend-buffer"),
     ([], "url"),
 ])
 def test_bad_options(place, options, words):

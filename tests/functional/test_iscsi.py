@@ -239,6 +239,7 @@ def test_host_name(place, tgt):
     ("url = iscsi://joe@127.0.0.1/iqn.a:b/1", ["user", "password-secret"]),
     ("url = iscsi://127.0.0.1/iqn.a:b/1\nuser = joe\npassword-secret = none", ["password-secret", "none"]),
     ("url = iscsi://127.0.0.1/iqn.a:b/1\ntarget-user = joe", ["target-user", "target-password-secret"]),
+    ("url = iscsi://127.0.0.1/iqn.a:b/1\nresend-buffer = -1", ["resend-buffer"]),
     ("target = iqn.a:b", ["portal"]),
     ("portal = 127.0.0.1", ["target"]),
     ("portal = 127.0.0.1:x\ntarget = iqn.a:b", ["portal"]),

@@ -311,6 +311,7 @@ def test_open_timeout_waits_for_the_server(place):
     ("uri = nbd://a/b\nexport = c", ["'export'", "URI"]),
     ("uri = nbd://a/\nx-dirty-bitmap = b", ["x-dirty-bitmap", "not supported"]),
     ("uri = nbd://a/\nconnections = 17", ["connections"]),
+    ("uri = nbd://a/\nresend-buffer = -1", ["resend-buffer"]),
     ("uri = nbd://a/\ntls-creds = none", ["tls-creds", "none"]),
     ("uri = nbd://a/\ntls-hostname = b", ["tls-hostname"]),
     ("uri = nbd://u:hunter2@a/", ["password"]),

@@ -215,7 +215,8 @@ static int coroutine_fn t_open(BlockNode *node, BlockOptions *opts, GError **err
 
     t->n_links = 1;
     if (!block_options_get_uint64(opts, "links", 1, MAX_LINKS, &t->n_links, errp) ||
-        !remote_init(&t->remote, node, opts, "test://server", 5, errp)) {
+        !remote_init(&t->remote, node, opts, "test://server", 5, errp) ||
+        !remote_init_writes(&t->remote, opts, errp)) {
         return -EINVAL;
     }
     t->remote.write_ops = &write_ops;

@@ -281,7 +281,8 @@ static int coroutine_fn co_open_remote(BlockNode *node, BlockOptions *opts, GErr
         return -EINVAL;
     }
     name = where(&s->target);
-    if (!remote_init(&s->remote, node, opts, name, DEFAULT_TIMEOUT_S, errp)) {
+    if (!remote_init(&s->remote, node, opts, name, DEFAULT_TIMEOUT_S, errp) ||
+        !remote_init_writes(&s->remote, opts, errp)) {
         return -EINVAL;
     }
     node->aio_context = block_graph_assign_home(node->graph);

@@ -42,7 +42,8 @@ static bool read_options(NbdState *s, BlockNode *node, BlockOptions *opts, NbdOp
     }
     g_autofree char *where = nbd_target_text(s->target);
 
-    return remote_init(&s->remote, node, opts, where, DEFAULT_TIMEOUT_S, errp);
+    return remote_init(&s->remote, node, opts, where, DEFAULT_TIMEOUT_S, errp) &&
+           remote_init_writes(&s->remote, opts, errp);
 }
 
 static void free_state(NbdState *s)

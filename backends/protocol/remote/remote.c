@@ -23,18 +23,15 @@ static bool read_options(RemoteOptions *o, BlockOptions *opts, unsigned default_
 {
     static const char *const outage[] = {"eio", "pause", NULL};
     uint64_t timeout = default_timeout, delay = DEFAULT_RECONNECT_S;
-    int64_t resend = DEFAULT_RESEND;
     int on_outage = 0;
 
     if (!block_options_get_uint64(opts, "timeout", 0, MAX_SECONDS, &timeout, errp) ||
         !block_options_get_uint64(opts, "reconnect-delay", 0, MAX_SECONDS, &delay, errp) ||
-        !block_options_get_size(opts, "resend-buffer", &resend, errp) ||
         !block_options_get_enum(opts, "on-outage", outage, &on_outage, errp)) {
         return false;
     }
     o->timeout_ns = (int64_t)timeout * NS_PER_S;
     o->reconnect_delay_ns = (int64_t)delay * NS_PER_S;
-    o->resend_bytes = resend;
     o->pause = on_outage == 1;
     return true;
 }
@@ -57,6 +54,12 @@ bool remote_init(Remote *remote, BlockNode *node, BlockOptions *opts, const char
     remote->links = g_ptr_array_new();
     g_queue_init(&remote->kept);
     return true;
+}
+
+bool remote_init_writes(Remote *remote, BlockOptions *opts, GError **errp)
+{
+    remote->options.resend_bytes = DEFAULT_RESEND;
+    return block_options_get_size(opts, "resend-buffer", &remote->options.resend_bytes, errp);
 }
 
 void remote_destroy(Remote *remote) BG_NO_TSA

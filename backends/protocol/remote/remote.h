@@ -150,6 +150,8 @@ struct RemoteLink {
  */
 bool remote_init(Remote *remote, BlockNode *node, BlockOptions *opts, const char *where,
                  unsigned default_timeout, GError **errp);
+/* Of drivers that write, right after: read the options for that. Main thread. False and *errp. */
+bool remote_init_writes(Remote *remote, BlockOptions *opts, GError **errp);
 void remote_destroy(Remote *remote);
 
 /*
