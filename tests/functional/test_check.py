@@ -157,6 +157,19 @@ def test_external_data_file(place, options):
     assert agree(place, path) == 0
 
 
+def test_compressed_in_an_external_data_file(place):
+    """There must be none: told, and left as it is."""
+    path = qcow2.create(place, "disk.qcow2", "data_file=data.raw", SIZE)
+    place.run("qemu-io", "-f", "qcow2", "-c", "write 0 300k", path)
+    where = Image(path)
+    entry = COPIED | 1 << 62 | where.cluster
+    where.put(where.l2[0] + where.stride, entry)
+    for options in ([], ["--repair"], []):
+        status, data, text = ours(place, path, *options)
+        assert status == 2 and data["corruptions"] == 1 and "compressed, in an external data file" in text
+        assert where.get(where.l2[0] + where.stride) == entry
+
+
 def test_compressed(place):
     (place.path / "raw").write_bytes(bytes(range(256)) * 4096 * 4 + os.urandom(300 * KiB))
     for options in ("", "cluster_size=2M", "cluster_size=512", "compression_type=zstd,extended_l2=on"):

@@ -64,9 +64,10 @@ static int coroutine_fn fix_l1_entry(Qcow2Check *c, const Qcow2L1 *l1, uint32_t 
 
 static bool coroutine_fn check_entry(Qcow2Check *c, uint64_t offset, uint32_t i, uint64_t entry, bool fix)
 {
-    /* A flag on a compressed cluster was told of where the references were counted. */
+    /* A flag on a compressed cluster was told of where the references were counted; where there must be no
+     * such cluster at all that was told, and it stays. */
     if (entry & QCOW2_ENTRY_COMPRESSED) {
-        return fix && (entry & QCOW2_ENTRY_COPIED);
+        return fix && !c->s->external && (entry & QCOW2_ENTRY_COPIED);
     }
     bool wrong = !c->s->external && is_wrong(c, entry);
     if (wrong) {
