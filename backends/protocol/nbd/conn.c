@@ -17,6 +17,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 
 #include "backends/protocol/nbd/nbd.h"
@@ -88,12 +89,34 @@ void nbd_conn_after_call(NbdConn *conn)
  * libnbd may be told that there is something to read only where that is so: else it waits for a reply, and
  * sends nothing meanwhile. An event may come late, when the other direction's handler has read all.
  */
-static bool is_readable(const NbdConn *conn)
+static bool is_readable(NbdConn *conn)
 {
+    int n = 0;
     char byte;
 
-    return nbd_aio_get_direction(conn->nbd) & LIBNBD_AIO_DIRECTION_READ &&
-           (recv(conn->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) >= 0 || errno != EAGAIN);
+    if (!(nbd_aio_get_direction(conn->nbd) & LIBNBD_AIO_DIRECTION_READ)) {
+        return false;
+    }
+    if (conn->unread > 0) {
+        return true;
+    }
+    if (ioctl(conn->fd, FIONREAD, &n) == 0 && n > 0) {
+        conn->unread = n;
+        return true;
+    }
+    return recv(conn->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) >= 0 ||
+           errno != EAGAIN; /* the end, or an error */
+}
+
+/* One reply, or a chunk of one, or a part of that. */
+static int receive(NbdConn *conn)
+{
+    conn->taken = 0;
+    int ret = nbd_aio_notify_read(conn->nbd);
+    bool known = conn->taken > 0 && !conn->s->target->creds; /* with TLS the bytes of the socket are others */
+
+    conn->unread = known ? MAX(conn->unread - conn->taken, 0) : 0;
+    return ret;
 }
 
 /* Several replies, before they are handed out: their requests then go on together. */
@@ -101,8 +124,9 @@ static void on_readable(void *opaque)
 {
     NbdConn *conn = opaque;
 
-    for (unsigned i = 0; i < MAX_REPLIES && is_readable(conn) && nbd_aio_notify_read(conn->nbd) == 0; i++) {
-        if (conn->in_flight == 0) {
+    conn->unread = 0;
+    for (unsigned i = 0; i < MAX_REPLIES && is_readable(conn) && receive(conn) == 0; i++) {
+        if (g_queue_is_empty(&conn->running)) {
             break;
         }
     }
@@ -421,6 +445,7 @@ const RemoteLinkOps nbd_link_ops = {
 void nbd_conn_init(NbdConn *conn, NbdState *s, AioContext *ctx)
 {
     *conn = (NbdConn){.s = s, .fd = -1};
+    g_queue_init(&conn->running);
     g_queue_init(&conn->done);
     remote_link_init(&conn->link, &s->remote, &nbd_link_ops, conn, ctx);
 }

@@ -3,7 +3,7 @@
  *
  *   request   | conn | done  | where
  *   ----------+------+-------+-----------------------------------------------------
- *   sent      | set  | false | conn->first; its coroutine sleeps, or is about to
+ *   sent      | set  | false | conn->running; its coroutine sleeps, or is about to
  *   completed | NULL | true  | conn->done where its coroutine sleeps, else nowhere
  *   lost      | NULL | true  | its coroutine is scheduled where it sleeps
  *
@@ -17,36 +17,25 @@
 #include "backends/protocol/nbd/nbd.h"
 #include "block/io.h"
 
-#define STATUS_MAX (1 << 30) /* bytes asked about at once; the protocol has 32 bits */
+#define STATUS_MAX  (1 << 30) /* bytes asked about at once; the protocol has 32 bits */
+/* The most that a reply takes besides its data: a structured one's header, and a data chunk's offset. NBD
+ * protocol, "Structured reply chunk message". */
+#define REPLY_HEAD  20
+#define CHUNK_START 8
 
 /* ---- On their way */
 
 static void list_add(NbdRequest *req, NbdConn *conn)
 {
     req->conn = conn;
-    req->prev = NULL;
-    req->next = conn->first;
-    if (req->next) {
-        req->next->prev = req;
-    }
-    conn->first = req;
-    conn->in_flight++;
+    req->entry.data = req;
+    g_queue_push_head_link(&conn->running, &req->entry);
     conn->sent++;
 }
 
 static void list_remove(NbdRequest *req)
 {
-    NbdConn *conn = req->conn;
-
-    if (req->prev) {
-        req->prev->next = req->next;
-    } else {
-        conn->first = req->next;
-    }
-    if (req->next) {
-        req->next->prev = req->prev;
-    }
-    conn->in_flight--;
+    g_queue_unlink(&req->conn->running, &req->entry);
     req->conn = NULL;
 }
 
@@ -62,10 +51,12 @@ static int completed(void *opaque, int *error)
     }
     req->error = *error;
     req->done = true;
+    if (*error == 0 && req->op != NBD_READ && req->op != NBD_STATUS) {
+        conn->taken += REPLY_HEAD;
+    }
     list_remove(req);
     if (req->co) {
-        req->done_entry.data = req;
-        g_queue_push_tail_link(&conn->done, &req->done_entry);
+        g_queue_push_tail_link(&conn->done, &req->entry);
     }
     return 1;
 }
@@ -90,14 +81,17 @@ static int chunk_came(void *opaque, const void *data, size_t count, uint64_t off
     if (status != LIBNBD_READ_ERROR && (int64_t)offset == req->offset + req->covered) {
         req->covered += (int64_t)count;
     }
+    if (status == LIBNBD_READ_DATA && req->conn) {
+        req->conn->taken += REPLY_HEAD + CHUNK_START + (int64_t)count;
+    }
     return 0;
 }
 
 void nbd_requests_lose(NbdConn *conn)
 {
-    NbdRequest *req;
+    while (conn->running.head) {
+        NbdRequest *req = conn->running.head->data;
 
-    while ((req = conn->first)) {
         list_remove(req);
         req->error = ENOLINK;
         req->done = true;
@@ -217,7 +211,7 @@ static int coroutine_fn try_request(RemoteLink *link, void *opaque)
 
 static bool is_less_busy(const NbdConn *a, const NbdConn *b)
 {
-    return a->in_flight != b->in_flight ? a->in_flight < b->in_flight : a->sent < b->sent;
+    return a->running.length != b->running.length ? a->running.length < b->running.length : a->sent < b->sent;
 }
 
 /* The least busy one of this thread, else any that is up, each in turn. */

@@ -86,10 +86,11 @@ struct NbdConn {
     bool cancelled;       /* disconnect() was called since the attempt began */
     bool is_spare;        /* it does as well without: an attempt takes SPARE_TIMEOUT_NS at most */
     AioTimer patience;    /* of that */
-    NbdRequest *first;    /* sent, not done */
-    unsigned in_flight;   /* their number */
-    uint64_t sent;        /* requests, ever */
+    GQueue running;       /* NbdRequest: sent, not done */
     GQueue done;          /* NbdRequest: done, and asleep */
+    uint64_t sent;        /* requests, ever */
+    int64_t unread;       /* bytes that at least lie in the socket; 0: to be asked */
+    int64_t taken;        /* bytes that libnbd has at most read in this call; 0: not known */
 };
 
 struct NbdState {
@@ -136,9 +137,8 @@ struct NbdRequest {
     int64_t offset, bytes;
     void *buf;
 
-    NbdConn *conn;           /* that has it in `first`; else NULL */
-    NbdRequest *prev, *next; /* there */
-    GList done_entry;
+    NbdConn *conn; /* that has it in `running`; else NULL */
+    GList entry;   /* of `running` or `done` */
     Coroutine *co; /* NULL unless it sleeps */
     int error;     /* an errno value, or ENOLINK: lost */
     bool done;
