@@ -7,12 +7,19 @@ import contextlib
 import os
 import socket
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 import subjects
 from storage import run
 
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tests" / "functional"))
+
+from relay import Relay  # noqa: E402
+
 MIB = 1 << 20
+LINK_DELAY = 0.020  # s, there and back
 
 
 def free_port():
@@ -158,15 +165,33 @@ class Curl(subjects.Subject):
         return done / MIB / (time.monotonic() - start)
 
 
+def http_daemon(arguments, work, size, port, name, *options):
+    node = ["driver=http,node-name=n,read-only=on", f"url=http://127.0.0.1:{port}/http.img", *options]
+    subject = subjects.blockgraphfs(arguments, work, size, ",".join(node))
+    subject.command = [str(word).replace("writable=on", "writable=off") for word in subject.command]
+    if name:
+        subject.name, subject.path = name, work / f"{name.replace(' ', '-')}.mnt"
+    return subject
+
+
 def of_http(arguments, work, fast, stack):
+    """QEMU's http driver is not among them: version 7.2 stops to answer as soon as several reads are under way."""
     size = arguments.size * MIB
-    image = subjects.make_image(fast.directory / "http.img", size)
-    url = f"http://127.0.0.1:{stack.enter_context(Nginx(work, fast.directory)).port}/{image.name}"
-    chosen = [make(work, size, f"driver=http,node-name=n,read-only=on,url={url}")
-              for make in (lambda *a: subjects.blockgraphfs(arguments, *a), subjects.qemu_storage_daemon)]
-    for subject in chosen:
-        subject.command = [str(word).replace("writable=on", "writable=off") for word in subject.command]
-    return [*chosen, Curl(url, size)]
+    subjects.make_image(fast.directory / "http.img", size)
+    port = stack.enter_context(Nginx(work, fast.directory)).port
+    return [http_daemon(arguments, work, size, port, None), Curl(f"http://127.0.0.1:{port}/http.img", size)]
 
 
-KINDS = {"nbd": of_nbd, "iscsi": of_iscsi, "http": of_http}
+def of_link(arguments, work, fast, stack):
+    """The same behind a delay, against what one request at a time gives."""
+    size = arguments.size * MIB
+    subjects.make_image(fast.directory / "http.img", size)
+    server = stack.enter_context(Nginx(work, fast.directory))
+    relay = stack.enter_context(Relay(("127.0.0.1", server.port)))
+    relay.delay = LINK_DELAY / 2
+    port = relay.address[1]
+    return [http_daemon(arguments, work, size, port, None),
+            http_daemon(arguments, work, size, port, "one request at a time", "readahead=0", "connections=1")]
+
+
+KINDS = {"nbd": of_nbd, "iscsi": of_iscsi, "http": of_http, "link": of_link}

@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 
 US, PEER = "blockgraphfs", "qemu-storage-daemon"
+PEERS = {"http": "curl -o /dev/null", "link": "one request at a time"}  # where it is not qemu-storage-daemon
 CPU_TARGET = 0.7
 BEGIN, END = "<!-- bench/run: begin -->", "<!-- bench/run: end -->"
 
@@ -58,21 +59,23 @@ def table(kind, results, fast):
     names = list(dict.fromkeys(name for _, name in results))
     rounds = max(len(measurements) for measurements in results.values())
     nodes = {"file": "file", "qcow2": "qcow2, allocated throughout", "chain": "qcow2 over a chain of 8 backings"}
-    plain = {"null": "null-co", "http": "http, from nginx on the loopback interface",
+    peer = PEERS.get(kind, PEER)
+    plain = {"null": "null-co", "http": "http, from nginx on the loopback interface, buffered",
+             "link": "http, from nginx behind a delay of 20 ms there and back, buffered",
              "nbd": "nbd, nbdkit's memory plugin on a Unix socket",
              "iscsi": f"iscsi, tgt on loopback, {fast and fast.description}"}
     where = plain[kind] if kind in plain else \
         f"{nodes[kind]} on {fast.description}, cache.direct={'on' if fast.direct else 'off'}, aio=io_uring"
     others = ["nbdfuse"] if kind == "nbd" and "nbdfuse" in names else []
-    rows = [["job", "unit", *names, f"ratio to {PEER}", *[f"to {other}" for other in others], f"CPU µs per request: {US}", PEER, "ratio"]]
+    rows = [["job", "unit", *names, f"ratio to {peer}", *[f"to {other}" for other in others], f"CPU µs per request: {US}", peer, "ratio"]]
     for cell in cells:
         rows.append([cell.name, cell.unit,
                      *[number(median_of(results.get((cell, name), []), "rate")) for name in names],
-                     verdict(ratio_of(results, cell, "rate"), getattr(cell.target, kind)),
+                     verdict(ratio_of(results, cell, "rate", peer), getattr(cell.target, kind)),
                      *[verdict(ratio_of(results, cell, "rate", other), cell.nbdfuse) for other in others],
                      number(median_of(results.get((cell, US), []), "cpu")),
-                     number(median_of(results.get((cell, PEER), []), "cpu")),
-                     verdict(ratio_of(results, cell, "cpu"), CPU_TARGET if kind in ("null", "file") else None,
+                     number(median_of(results.get((cell, peer), []), "cpu")),
+                     verdict(ratio_of(results, cell, "cpu", peer), CPU_TARGET if kind in ("null", "file") else None,
                              at_least=False)])
     return f"**{where}**, medians of {rounds} round{'s' if rounds > 1 else ''}\n\n{layout(rows)}\n"
 
