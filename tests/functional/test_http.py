@@ -385,6 +385,18 @@ def test_cuts(place, nginx, data):
         daemon.stop()
 
 
+@pytest.mark.limit(300)
+def test_cuts_within_the_headers(place, nginx, data):
+    """What is not there cannot be wrong: the reply is asked for again."""
+    with Relay(("127.0.0.1", nginx.port)) as relay:
+        daemon = place.mount(graph_of(f"http://127.0.0.1:{relay.address[1]}/disk", "readahead = 0", "connections = 1"),
+                             stderr_allowed="requests fail if")
+        for after in range(0, 400, 400 // harness.count(40, 400)):
+            relay.cut_after(after, TO_CLIENT)
+            assert read_direct(daemon.file("disk"), 0, 4 * KiB) == data[:4 * KiB]
+        daemon.stop()
+
+
 def test_slow_loris(place, nginx):
     with Relay(("127.0.0.1", nginx.port)) as relay:
         daemon = place.mount(graph_of(f"http://127.0.0.1:{relay.address[1]}/disk", "timeout = 2", "reconnect-delay = 1"),

@@ -72,6 +72,7 @@ typedef struct HttpReply {
     int64_t length;                         /* Content-Length; -1: none */
     int64_t retry_after_s;                  /* -1: none */
     bool encoded;                           /* Content-Encoding other than identity */
+    bool complete;                          /* the empty line behind the headers was there */
 } HttpReply;
 
 /* The resource as the first answer had it. */

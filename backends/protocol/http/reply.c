@@ -88,6 +88,7 @@ void http_reply_line(HttpReply *reply, const char *line, size_t n)
         reply->status = space ? strtol(space, NULL, 10) : 0;
         return;
     }
+    reply->complete |= !*text;
     char *value = strchr(text, ':');
 
     if (!value) {

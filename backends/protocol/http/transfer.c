@@ -265,7 +265,12 @@ static void set_result(HttpTransfer *t, CURLcode code)
         return;
     }
     if (code == CURLE_OK && !t->accepted && !t->head) { /* a reply without a body */
-        accept_reply(t);
+        if (t->s->o.ftp || t->reply.complete) {
+            accept_reply(t);
+        } else { /* which libcurl does not mind */
+            t->result = (HttpResult){HTTP_BROKEN, ECONNRESET,
+                                     g_strdup("the connection was closed within the headers")};
+        }
         return;
     }
     t->result.outcome = http_code_outcome(code, &errnum);
