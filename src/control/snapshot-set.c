@@ -188,10 +188,27 @@ static bool coroutine_fn make_image(SnapshotSet *set, BlockNode *node, const Sna
            make_storage(set, file, errp) == 0 && block_driver_co_create(set->graph, options, 0, errp) == 0;
 }
 
+/* What is no name for a node, or could not stand in a graph file, which a remount needs, becomes "_". */
+static void make_writable(char *name)
+{
+    size_t last = strlen(name) - 1;
+
+    for (size_t i = 0; i <= last; i++) {
+        bool edge = i == 0 || i == last;
+
+        if (name[i] == ']' || g_ascii_iscntrl(name[i]) || (edge && name[i] == ' ') ||
+            (i == 0 && name[i] == '#')) {
+            name[i] = '_';
+        }
+    }
+}
+
 /* The file's name, made unique. */
 static char *choose_node_name(const SnapshotSet *set, const char *filename)
 {
     g_autofree char *base = g_path_get_basename(filename);
+
+    make_writable(base);
     g_autofree char *name = g_strdup(base);
 
     for (unsigned i = 2; block_graph_find(set->graph, name, NULL); i++) {

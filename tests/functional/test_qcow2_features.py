@@ -337,3 +337,19 @@ def test_tables_come_back_after_cleaning(place):
     daemon.stop()
     qcow2.check(place, image)
     qcow2.compare(place, image, mirror)
+
+
+@pytest.mark.parametrize("offset, byte, words", [
+    (117, 2, "an extension is longer"),  # the length of the first one behind a header of 112 bytes
+    (71, 0x40, "the snapshot table"),
+])
+def test_header_that_others_refuse(place, offset, byte, words):
+    image = qcow2.create(place, "odd.qcow2", "cluster_size=4k", MiB)
+    with opened(image) as fd:
+        os.pwrite(fd, bytes([byte]), offset)
+    assert place.run("qemu-img", "info", "-f", "qcow2", image, check=False).returncode or \
+        place.run("qemu-img", "check", "-f", "qcow2", image, check=False).returncode
+    assert words in refuse(place, NODE.format(image=image))
+    done = place.client("check", image, check=False)
+    assert done.returncode == 1 and words in done.stderr
+    image.unlink()

@@ -446,3 +446,14 @@ def test_an_image_of_the_graph_is_not_overwritten(place):
     assert daemon.file("vm.img").read_bytes()[:4] == b"kept"
     daemon.stop()
     assert qcow2.content(place, image)[:4] == b"kept"
+
+
+def test_node_names_can_be_written_in_a_graph_file(place):
+    """That of the overlay is made from a file's name, which may be anything."""
+    qcow2.create(place, "base.qcow2", "", 4 * MiB)
+    daemon = place.mount("[node base]\ndriver = qcow2\nfile.driver = file\nfile.filename = base.qcow2\n"
+                         "[export #vm]\nnode = base\nwritable = on\n")
+    place.client("snapshot", "create", "--external", daemon.mountpoints[0], "a] b")
+    conf = place.client("graph", "--format=conf", daemon.mountpoints[0]).stdout
+    assert "[node _vm.a_ b.qcow2]" in conf
+    daemon.stop()

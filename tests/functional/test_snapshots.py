@@ -208,6 +208,7 @@ def test_names(place):
         (snap / name).mkdir()
         expect(errno.EEXIST, (snap / name).mkdir)
     expect(errno.EINVAL, os.mkdir, os.fsencode(snap) + b"/\xff\xfe")
+    expect(errno.EINVAL, os.mkdir, snap / "two\nlines")
     expect(errno.ENAMETOOLONG, (snap / ("x" * 256)).mkdir)
     expect(errno.ENOENT, (snap / "absent").rmdir)
     expect(errno.ENOENT, os.listdir, snap / "absent")

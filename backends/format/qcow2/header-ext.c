@@ -28,7 +28,7 @@ static void take_extension(Qcow2Extras *x, uint32_t type, const uint8_t *data, u
     }
 }
 
-void qcow2_extras_read(const uint8_t *buf, size_t n, const Qcow2Header *h, Qcow2Extras *x)
+bool qcow2_extras_read(const uint8_t *buf, size_t n, const Qcow2Header *h, Qcow2Extras *x)
 {
     size_t at = h->header_length, end = MIN(n, (size_t)1 << h->cluster_bits);
     if (h->backing_offset) {
@@ -40,12 +40,16 @@ void qcow2_extras_read(const uint8_t *buf, size_t n, const Qcow2Header *h, Qcow2
     while (at + 8 <= end) {
         uint32_t type = qcow2_load32(buf + at), len = qcow2_load32(buf + at + 4);
         at += 8;
-        if (type == EXTENSION_END || len > end - at) {
-            return;
+        if (len > end - at) {
+            return false;
+        }
+        if (type == EXTENSION_END) {
+            return true;
         }
         take_extension(x, type, buf + at, len);
         at += ((size_t)len + 7) & ~(size_t)7;
     }
+    return true;
 }
 
 void qcow2_extras_clear(Qcow2Extras *x)

@@ -156,6 +156,10 @@ static int check_tables(const Qcow2Header *h, int64_t file_length, const char *n
         return bg_error_set(errp, EFBIG, "node '%s': qcow2 header: %" PRIu32 " snapshots are too many", name,
                             h->snapshots);
     }
+    if (h->snapshots_offset & ((UINT64_C(1) << h->cluster_bits) - 1)) {
+        return bg_error_set(
+            errp, EINVAL, "node '%s': qcow2 header: the snapshot table does not begin with a cluster", name);
+    }
     /* An entry takes at least 40 bytes. */
     if (h->snapshots && !table_fits(h, h->snapshots_offset, h->snapshots * UINT64_C(40), file_length)) {
         return bg_error_set(errp, EINVAL, "node '%s': qcow2 header: the snapshot table is not in the file",

@@ -28,8 +28,11 @@ static int coroutine_fn read_header(BlockNode *node, Qcow2Header *h, Qcow2Extras
         return bg_error_set_errno(errp, -ret, "node '%s': reading the qcow2 header", node->name);
     }
     ret = qcow2_header_parse(buf, n, length, node->name, node->to_check, h, errp);
-    if (ret == 0) {
-        qcow2_extras_read(buf, n, h, x);
+    if (ret == 0 && !qcow2_extras_read(buf, n, h, x)) {
+        ret = bg_error_set(
+            errp, EINVAL,
+            "node '%s': qcow2 header: an extension is longer than what is left of the first cluster",
+            node->name);
     }
     return ret;
 }

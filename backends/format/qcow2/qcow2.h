@@ -230,8 +230,8 @@ typedef struct Qcow2Extras { /* as the image has it; NULL where it has not */
     Qcow2Extent bitmaps; /* their directory */
 } Qcow2Extras;
 
-/* From the `n` bytes at the start of the file. Into *x, which is zeroed. */
-void qcow2_extras_read(const uint8_t *buf, size_t n, const Qcow2Header *h, Qcow2Extras *x);
+/* From the `n` bytes at the start of the file. Into *x, which is zeroed. False: an extension does not fit. */
+bool qcow2_extras_read(const uint8_t *buf, size_t n, const Qcow2Header *h, Qcow2Extras *x);
 void qcow2_extras_clear(Qcow2Extras *x);
 G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(Qcow2Extras, qcow2_extras_clear)
 
