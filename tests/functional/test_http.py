@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import harness
+import hung_server
 import servers_http
 from fileio import opened, pattern
 from relay import Relay, TO_CLIENT
@@ -327,27 +328,11 @@ def ticks_in_a_second(daemon):
     return cpu_ticks(daemon) - before
 
 
-def test_hung_server(place, nginx, data):
-    """Other files are served, a drained section waits, and all goes on when the server does."""
-    place.image("local.img", MiB, b"local")
-    daemon = place.mount(graph_of(url_of(nginx)) +
-                         "[node local]\ndriver = raw\nfile.driver = file\nfile.filename = local.img\n")
-    nginx.hang()
-    got = []
-    reader = threading.Thread(target=lambda: got.append(read_direct(daemon.file("disk"), 0, 64 * KiB)))
-    reader.start()
-    time.sleep(0.2)
-    snapshot = threading.Thread(target=lambda: got.append(
-        place.run("mkdir", daemon.mountpoints[0] / ".snap" / "now", check=False).returncode))
-    snapshot.start()
-    time.sleep(0.2)
-    assert "disk" in daemon.graph("graph.txt")  # the control side answers
-    assert reader.is_alive()
-    nginx.resume()
-    reader.join()
-    snapshot.join()
-    assert data[:64 * KiB] in got
-    assert daemon.file("local").read_bytes()[:5] == b"local"
+@pytest.mark.parametrize("section", hung_server.SECTIONS)
+def test_hung_server_and_a_drained_section(place, nginx, data, section):
+    remote = f"[node remote]\ndriver = http\nurl = {url_of(nginx)}\nreadahead = 0\ntimeout = 0\n"
+    daemon = place.mount(hung_server.graph(place, remote, SIZE))
+    hung_server.check(daemon, section, nginx.hang, nginx.resume, data)
 
 
 def test_sigterm_while_the_server_hangs(place, nginx):
