@@ -168,26 +168,20 @@ static bool read_server(NbdTarget *t, BlockOptions *opts, JsonObject *object, GE
 
 static bool read_creds(NbdTarget *t, BlockNode *node, BlockOptions *opts, GError **errp)
 {
-    g_autofree char *id = NULL, *hostname = NULL;
+    g_autofree char *hostname = NULL;
 
-    if (!block_options_get_string(opts, "tls-creds", &id, errp) ||
+    if (!block_graph_read_tls_creds(node->graph, opts, true, &t->creds, errp) ||
         !block_options_get_string(opts, "tls-hostname", &hostname, errp)) {
         return false;
     }
-    if (hostname && !id) {
+    if (hostname && !t->creds) {
         return block_options_error(opts, "tls-hostname", errp, EINVAL, "makes sense with tls-creds only");
     }
     if (hostname && g_strcmp0(hostname, t->host) != 0) {
         return block_options_error(opts, "tls-hostname", errp, ENOTSUP,
                                    "libnbd checks the certificate against server.host only");
     }
-    if (!id) {
-        return true;
-    }
-    g_autoptr(GError) err = NULL;
-
-    t->creds = block_graph_find_tls_creds(node->graph, id, &err);
-    return t->creds || block_options_error(opts, "tls-creds", errp, ENOENT, "%s", err->message);
+    return true;
 }
 
 /* ---- All of it */
