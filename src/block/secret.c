@@ -114,6 +114,31 @@ const BlockTlsCreds *block_graph_find_tls_creds(BlockGraph *graph, const char *i
     return find(graph->tls_creds, "tls-creds", id, errp);
 }
 
+bool block_graph_read_tls_creds(BlockGraph *graph, BlockOptions *opts, bool psk, const BlockTlsCreds **out,
+                                GError **errp)
+{
+    g_autofree char *id = NULL;
+    g_autoptr(GError) cause = NULL;
+
+    if (!block_options_get_string(opts, "tls-creds", &id, errp)) {
+        return false;
+    }
+    if (!id) {
+        return true;
+    }
+    const BlockTlsCreds *creds = block_graph_find_tls_creds(graph, id, &cause);
+
+    if (!creds) {
+        return block_options_error(opts, "tls-creds", errp, ENOENT, "%s", cause->message);
+    }
+    if (creds->psk && !psk) {
+        return block_options_error(opts, "tls-creds", errp, ENOTSUP, "'%s' is not of type tls-creds-x509",
+                                   id);
+    }
+    *out = creds;
+    return true;
+}
+
 void block_graph_secrets_new(BlockGraph *graph)
 {
     graph->secrets = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, secret_free);

@@ -33,5 +33,8 @@ const char *block_graph_find_secret(BlockGraph *graph, const char *id, GError **
 bool block_graph_read_secret(BlockGraph *graph, BlockOptions *opts, const char *key, const char **out,
                              GError **errp);
 const BlockTlsCreds *block_graph_find_tls_creds(BlockGraph *graph, const char *id, GError **errp);
+/* Of the option tls-creds, likewise. `psk`: keys will do as well as certificates. */
+bool block_graph_read_tls_creds(BlockGraph *graph, BlockOptions *opts, bool psk, const BlockTlsCreds **out,
+                                GError **errp);
 
 #endif /* BG_BLOCK_SECRET_H */

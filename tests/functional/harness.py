@@ -13,6 +13,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -41,6 +42,17 @@ def default_binary():
 def count(default, long):
     """How often to repeat: few times for everybody, many with BG_LONG=1."""
     return long if LONG else default
+
+
+def wait_for_port(port, process, log):
+    """Until the server `process`, which writes to `log`, listens on a port of 127.0.0.1."""
+    deadline = time.monotonic() + 20 * TIME_SCALE
+    while True:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
+            return
+        assert process.poll() is None, f"the server ended with status {process.returncode}: {log.read_text()}"
+        assert time.monotonic() < deadline, f"the server does not listen: {log.read_text()}"
+        time.sleep(0.01)
 
 
 class Daemon:

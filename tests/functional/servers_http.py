@@ -14,7 +14,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 
 import harness
 from system import free_port
@@ -50,16 +49,6 @@ http {{
 """
 
 
-def wait_for_port(port, process):
-    deadline = time.monotonic() + 20 * harness.TIME_SCALE
-    while True:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            return
-        assert process.poll() is None, f"the server ended with status {process.returncode}"
-        assert time.monotonic() < deadline, "the server does not listen"
-        time.sleep(0.01)
-
-
 class Server:
     """A server's process. `command()` says how to start it; start() again after a kill() keeps the port."""
 
@@ -73,7 +62,7 @@ class Server:
         with open(self.dir / "said", "ab") as said:
             self.process = subprocess.Popen(self.command(), cwd=self.dir, stdin=subprocess.DEVNULL, stdout=said,
                                             stderr=said, start_new_session=True)
-        wait_for_port(self.port, self.process)
+        harness.wait_for_port(self.port, self.process, self.dir / "said")
         return self
 
     def _signal(self, number):

@@ -12,22 +12,11 @@ import socket
 import struct
 import subprocess
 import threading
-import time
 
 import harness
 from system import free_port
 
 NAME = "iqn.2026-11.org.blockgraph.test:disk"
-
-
-def wait_for_port(port, process, log):
-    deadline = time.monotonic() + 20 * harness.TIME_SCALE
-    while True:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
-            return
-        assert process.poll() is None, f"the target ended: {log.read_text()}"
-        assert time.monotonic() < deadline, f"the target does not listen: {log.read_text()}"
-        time.sleep(0.01)
 
 
 class Target:
@@ -55,7 +44,7 @@ class Target:
         with open(log, "ab") as out:
             self.process = subprocess.Popen(argv, cwd=self.place.path, stdin=subprocess.DEVNULL,
                                             stdout=out, stderr=out, env={**os.environ, **(env or {})})
-        wait_for_port(self.port, self.process, log)
+        harness.wait_for_port(self.port, self.process, log)
 
     def kill(self):
         """As a power cut of the target's host, but for what the kernel has in its cache."""

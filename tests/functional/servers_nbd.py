@@ -80,6 +80,13 @@ class Server:
         self.process.kill()
         self.process.wait()
 
+    def hang(self):
+        self.place.note("kill -STOP the server")
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self):
+        self.process.send_signal(signal.SIGCONT)
+
     @property
     def uri(self):
         if isinstance(self.address, str):

@@ -3,9 +3,11 @@
 SPDX-License-Identifier: GPL-2.0-or-later
 """
 
+import base64
 import errno
 import os
 import random
+import shutil
 import signal
 import threading
 import time
@@ -14,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import harness
+import hung_server
 import servers_http
 from fileio import opened, pattern
 from relay import Relay, TO_CLIENT
@@ -214,6 +217,31 @@ def test_proxy_of_the_environment(place, nginx, data):
     assert daemon.file("disk").read_bytes() == data
 
 
+def test_password_of_a_proxy(place, root, data):
+    word = base64.b64encode(b"user:geheim").decode()
+    extra = f'if ($http_proxy_authorization != "Basic {word}") {{ return 407; }}'
+    with Nginx(place.path / "proxy", root, extra=extra) as proxy:
+        def env(password):
+            return {"http_proxy": f"http://user:{password}@127.0.0.1:{proxy.port}"}
+
+        url = "http://host.invalid/disk"
+        daemon = place.mount(graph_of(url, "timeout = 5", "reconnect-delay = 0"), env=env("geheim"),
+                             stderr_allowed="requests fail")
+        assert daemon.file("disk").read_bytes() == data
+        proxy.kill()
+        with pytest.raises(OSError):
+            read_direct(daemon.file("disk"), 0, 4096)
+        seen = "".join(daemon.graph(name) for name in ("graph.txt", "graph.json", "graph.dot", "errors", "metrics",
+                                                       "nodes/disk/options.json"))
+        seen += daemon.said() + Path(f"/proc/{daemon.pid}/cmdline").read_text()
+        assert "host.invalid" in seen and "geheim" not in seen and word not in seen
+        daemon.stop()
+        proxy.start()
+        source = place.write("wrong.conf", graph_of(url))
+        message = place.run(place.binary, "-f", source, place.directory("wrong"), env=env("falsch"), check=False).stderr
+        assert "407" in message and "falsch" not in message
+
+
 # ---- TLS
 
 @pytest.fixture
@@ -239,6 +267,21 @@ def test_https(place, root, data, certificates):
     with Nginx(place.path / "nginx2", root, certificates / "other") as server:
         url = f"https://127.0.0.1:{server.port}/disk"
         assert "name" in refusal(place, url, "tls-creds = t", args=creds)
+
+
+def test_client_certificate(place, root, data, certificates):
+    ours = place.directory("ours")
+    shutil.copy(certificates / "ca-cert.pem", ours)
+    extra = f"ssl_client_certificate {certificates}/ca-cert.pem; ssl_verify_client on;"
+    creds = ["--object", f"tls-creds-x509,id=t,dir={ours},endpoint=client"]
+    with Nginx(place.path / "nginx", root, certificates / "good", extra=extra) as server:
+        url = f"https://127.0.0.1:{server.port}/disk"
+        assert "400" in refusal(place, url, "tls-creds = t", args=creds)
+        shutil.copy(certificates / "other.pem", ours / "client-cert.pem")
+        shutil.copy(certificates / "other.key", ours / "client-key.pem")
+        daemon = place.mount(graph_of(url, "tls-creds = t"), *creds)
+        assert daemon.file("disk").read_bytes() == data
+        daemon.stop()
 
 
 def test_qcow2_on_https(place, root, data, certificates):
@@ -327,27 +370,11 @@ def ticks_in_a_second(daemon):
     return cpu_ticks(daemon) - before
 
 
-def test_hung_server(place, nginx, data):
-    """Other files are served, a drained section waits, and all goes on when the server does."""
-    place.image("local.img", MiB, b"local")
-    daemon = place.mount(graph_of(url_of(nginx)) +
-                         "[node local]\ndriver = raw\nfile.driver = file\nfile.filename = local.img\n")
-    nginx.hang()
-    got = []
-    reader = threading.Thread(target=lambda: got.append(read_direct(daemon.file("disk"), 0, 64 * KiB)))
-    reader.start()
-    time.sleep(0.2)
-    snapshot = threading.Thread(target=lambda: got.append(
-        place.run("mkdir", daemon.mountpoints[0] / ".snap" / "now", check=False).returncode))
-    snapshot.start()
-    time.sleep(0.2)
-    assert "disk" in daemon.graph("graph.txt")  # the control side answers
-    assert reader.is_alive()
-    nginx.resume()
-    reader.join()
-    snapshot.join()
-    assert data[:64 * KiB] in got
-    assert daemon.file("local").read_bytes()[:5] == b"local"
+@pytest.mark.parametrize("section", hung_server.SECTIONS)
+def test_hung_server_and_a_drained_section(place, nginx, data, section):
+    remote = f"[node remote]\ndriver = http\nurl = {url_of(nginx)}\nreadahead = 0\ntimeout = 0\n"
+    daemon = place.mount(hung_server.graph(place, remote, SIZE))
+    hung_server.check(daemon, section, nginx.hang, nginx.resume, data)
 
 
 def test_sigterm_while_the_server_hangs(place, nginx):

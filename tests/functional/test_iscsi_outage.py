@@ -15,6 +15,7 @@ import time
 import pytest
 
 import harness
+import hung_server
 from fileio import aligned, opened, pattern
 from relay import TO_CLIENT, TO_SERVER, Relay
 from servers_iscsi import Istgt, Tgt
@@ -228,6 +229,16 @@ def test_hung_target_and_a_drained_section(place, tgt, command):
         assert writer.result(60 * harness.PATIENCE) == MiB
         syncer.result(60 * harness.PATIENCE)
         assert os.pread(fd, MiB, 2 * MiB) == pattern(MiB, 2)
+    daemon.umount()
+
+
+@pytest.mark.parametrize("section", hung_server.SECTIONS)
+def test_hung_target_below_a_drained_section(place, tgt, section):
+    data = pattern(64 * MiB)
+    tgt.image.write_bytes(data)
+    remote = f"[node remote]\ndriver = iscsi\nurl = {tgt.url()}\ntimeout = 60\n"
+    daemon = place.mount(hung_server.graph(place, remote, size=64 * MiB), stderr_allowed=OUTAGE)
+    hung_server.check(daemon, section, tgt.hang, tgt.resume, data)
     daemon.umount()
 
 

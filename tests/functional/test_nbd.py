@@ -3,6 +3,7 @@
 SPDX-License-Identifier: GPL-2.0-or-later
 """
 
+import concurrent.futures
 import errno
 import os
 import re
@@ -301,6 +302,17 @@ def test_open_timeout_waits_for_the_server(place):
         daemon.stop()
 
 
+def test_open_timeout_waits_for_a_server_that_starts_late(place):
+    server = nbdkit(place, "memory", "16M", tcp=True)
+    server.kill()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:  # nbdkit ends with the thread that starts it
+        mounting = pool.submit(place.mount, f"[node disk]\ndriver = nbd\nuri = {server.uri}\nopen-timeout = 60\n")
+        time.sleep(1)
+        assert not mounting.done()
+        server.start()
+        write_and_check(mounting.result())
+
+
 @pytest.mark.parametrize("options, words", [
     ("", ["'uri'", "required"]),
     ("uri = http://x/", ["'uri'", "nbd+unix"]),
@@ -376,6 +388,47 @@ def test_tls_x509(place):
     write_and_check(daemon)
     with qmp.connect(daemon) as control:
         assert "certificates are not verified" in control("x-blockgraph-graph", format="text")
+
+
+def test_tls_by_uri(place):
+    folder, other = make_x509(place, "pki"), make_x509(place, "other")
+    uri = f"nbds://localhost:{x509_server(place, folder).address[1]}/"
+    node = f"[node disk]\ndriver = nbd\nuri = {uri}\n"
+    creds = ["--object", f"tls-creds-x509,id=t,dir={folder},endpoint=client"]
+    daemon = place.mount(node + "tls-creds = t\n", *creds)
+    write_and_check(daemon)
+    daemon.stop()
+    # libnbd would take any certificate where no CA is named.
+    open_to_all = nbdkit(place, "--tls=require", f"--tls-certificates={folder}", "memory", "16M", tcp=True, name="all")
+    uri_of_all = f"nbds://localhost:{open_to_all.address[1]}/"
+    assert "verifies a certificate by the CA" in refused(place, f"uri = {uri_of_all}")
+    source = place.write("nodir.conf", f"[node disk]\ndriver = nbd\nuri = {uri_of_all}\ntls-creds = t\n")
+    assert "verifies a certificate by the CA" in place.refuse("--object", "tls-creds-x509,id=t,endpoint=client", source,
+                                                              place.directory("mnt"))
+    source = place.write("other.conf", node + "tls-creds = t\n")
+    wrong = ["--object", f"tls-creds-x509,id=t,dir={other},endpoint=client"]
+    assert "certificate" in place.refuse(*wrong, source, place.directory("mnt"))
+
+
+def test_tls_over_a_unix_socket(place):
+    """There libnbd verifies no certificate, so it has to be said that nobody need."""
+    folder = make_x509(place, "pki")
+    server = nbdkit(place, "--tls=require", f"--tls-certificates={folder}", "memory", "16M")
+    creds = f"tls-creds-x509,id=t,dir={folder},endpoint=client"
+    for scheme in ("nbds+unix", "nbd+unix"):
+        text = f"[node disk]\ndriver = nbd\nuri = {scheme}:///?socket={server.address}\ntls-creds = t\n"
+        source = place.write("refused.conf", text)
+        assert "verifies no certificate" in place.refuse("--object", creds, source, place.directory("mnt"))
+        daemon = place.mount(text, "--object", f"{creds},verify-peer=off")
+        write_and_check(daemon)
+        assert "certificates are not verified" in daemon.graph("graph.txt")
+        daemon.stop()
+    assert "verifies no certificate" in refused(place, f"uri = nbds+unix:///?socket={server.address}")
+    assert "verifies no certificate" in refused(place, "uri = nbds+vsock://1:1/")
+
+
+def test_nobody_listens_on_vsock(place):
+    assert "nbd+vsock://1:1/" in refused(place, "uri = nbd+vsock://1:1/\ntimeout = 5")
 
 
 def test_tls_is_not_given_up(place):

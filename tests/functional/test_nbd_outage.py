@@ -14,7 +14,7 @@ import time
 import pytest
 
 import harness
-import servers_nbd
+import hung_server
 from fileio import opened, pattern
 from relay import TO_CLIENT, TO_SERVER, Relay
 from servers_nbd import Pause, nbdkit
@@ -172,6 +172,19 @@ def test_hang_lets_other_files_go_on(paused):
     pause.resume()
     writer()
     assert daemon.file("disk").read_bytes()[:5] == b"later"
+
+
+@pytest.mark.parametrize("how", ["pause", "stop"])
+@pytest.mark.parametrize("section", hung_server.SECTIONS)
+def test_hang_under_drain(place, section, how):
+    data = pattern(16 * MiB)
+    image = place.image(data=data)
+    pause = Pause(place)
+    server = nbdkit(place, *pause.argv, "file", f"file={image}", pause.parameter)
+    daemon = place.mount(hung_server.graph(
+        place, f"[node remote]\ndriver = nbd\nuri = {server.uri}\ntimeout = 0\n"))
+    hang, resume = (pause.pause, pause.resume) if how == "pause" else (server.hang, server.resume)
+    hung_server.check(daemon, section, hang, resume, data)
 
 
 @pytest.mark.faulty

@@ -22,33 +22,6 @@ extern const BlockDriver block_driver_http, block_driver_https, block_driver_ftp
 
 /* ---- Options */
 
-/* The text of the secret that option `key` names, or NULL. */
-static bool get_creds(BlockNode *node, BlockOptions *opts, HttpOptions *o, GError **errp)
-{
-    g_autofree char *id = NULL;
-    g_autoptr(GError) cause = NULL;
-
-    if (!block_options_get_string(opts, "tls-creds", &id, errp)) {
-        return false;
-    }
-    if (!id) {
-        return true;
-    }
-    if (!o->ssl) {
-        return block_options_error(opts, "tls-creds", errp, EINVAL, "driver '%s' has no TLS",
-                                   node->driver->name);
-    }
-    o->creds = block_graph_find_tls_creds(node->graph, id, &cause);
-    if (!o->creds) {
-        return block_options_error(opts, "tls-creds", errp, ENOENT, "%s", cause->message);
-    }
-    if (o->creds->psk) {
-        return block_options_error(opts, "tls-creds", errp, ENOTSUP, "'%s' is not of type tls-creds-x509",
-                                   id);
-    }
-    return true;
-}
-
 static bool get_credentials(BlockNode *node, BlockOptions *opts, HttpOptions *o, GError **errp)
 {
     g_autofree char *username = NULL;
@@ -184,7 +157,11 @@ static bool get_tls(BlockNode *node, BlockOptions *opts, HttpOptions *o, GError 
     if (!block_options_get_bool(opts, "sslverify", &o->sslverify, errp)) {
         return false;
     }
-    return get_creds(node, opts, o, errp);
+    if (!o->ssl && block_options_has(opts, "tls-creds")) {
+        return block_options_error(opts, "tls-creds", errp, EINVAL, "driver '%s' has no TLS",
+                                   node->driver->name);
+    }
+    return block_graph_read_tls_creds(node->graph, opts, false, &o->creds, errp);
 }
 
 static bool read_options(BlockNode *node, BlockOptions *opts, GError **errp)

@@ -168,26 +168,45 @@ static bool read_server(NbdTarget *t, BlockOptions *opts, JsonObject *object, GE
 
 static bool read_creds(NbdTarget *t, BlockNode *node, BlockOptions *opts, GError **errp)
 {
-    g_autofree char *id = NULL, *hostname = NULL;
+    g_autofree char *hostname = NULL;
 
-    if (!block_options_get_string(opts, "tls-creds", &id, errp) ||
+    if (!block_graph_read_tls_creds(node->graph, opts, true, &t->creds, errp) ||
         !block_options_get_string(opts, "tls-hostname", &hostname, errp)) {
         return false;
     }
-    if (hostname && !id) {
+    if (hostname && !t->creds) {
         return block_options_error(opts, "tls-hostname", errp, EINVAL, "makes sense with tls-creds only");
     }
     if (hostname && g_strcmp0(hostname, t->host) != 0) {
         return block_options_error(opts, "tls-hostname", errp, ENOTSUP,
                                    "libnbd checks the certificate against server.host only");
     }
-    if (!id) {
+    return true;
+}
+
+/*
+ * libnbd 1.14 compares a certificate with the host's name, and where there is none it checks nothing at all
+ * (CVE-2024-7383); nor does it where it is told of no CA. Any server would do.
+ */
+static bool check_verifiable(const NbdTarget *t, BlockOptions *opts, GError **errp)
+{
+    const char *scheme = t->uri ? g_uri_peek_scheme(t->uri) : NULL;
+    bool tls = t->creds || (scheme && g_str_has_prefix(scheme, "nbds"));
+    bool named = scheme ? !strchr(scheme, '+') : t->transport == NBD_INET;
+
+    if (!tls || (named && t->creds && t->creds->dir) ||
+        (t->creds && (t->creds->psk || !t->creds->verify_peer))) {
         return true;
     }
-    g_autoptr(GError) err = NULL;
-
-    t->creds = block_graph_find_tls_creds(node->graph, id, &err);
-    return t->creds || block_options_error(opts, "tls-creds", errp, ENOENT, "%s", err->message);
+    if (named) {
+        return block_options_error(
+            opts, "tls-creds", errp, ENOTSUP,
+            "libnbd verifies a certificate by the CA in an object's dir only; there is "
+            "none, and no verify-peer=off");
+    }
+    return block_options_error(opts, t->uri ? "uri" : "server.type", errp, ENOTSUP,
+                               "libnbd verifies no certificate without a host's name; use tls-creds-psk, or "
+                               "tls-creds-x509 with verify-peer=off");
 }
 
 /* ---- All of it */
@@ -209,7 +228,7 @@ static bool read_where(NbdTarget *t, BlockNode *node, BlockOptions *opts, GError
         return block_options_error(opts, "export", errp, EINVAL, "is longer than %d bytes", EXPORT_MAX);
     }
     return (server ? read_server(t, opts, server, errp) : read_uri(t, opts, errp)) &&
-           read_creds(t, node, opts, errp);
+           read_creds(t, node, opts, errp) && check_verifiable(t, opts, errp);
 }
 
 NbdTarget *nbd_target_read(BlockNode *node, BlockOptions *opts, GError **errp)
