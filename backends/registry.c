@@ -27,7 +27,8 @@
     X(null_aio)                                                                                              \
     X(null_co)                                                                                               \
     X(qcow2)                                                                                                 \
-    X(raw)
+    X(raw)                                                                                                   \
+    X(throttle)
 
 #define DECLARE(name) extern const BlockDriver block_driver_##name;
 #define ADDRESS(name) &block_driver_##name,

@@ -32,10 +32,11 @@ struct BlockGraph {
     BgMutex move_lock;   /* a leaf */
     CoQueue moved;       /* for moving == false of any node; with move_lock */
 
-    GHashTable *secrets;   /* id -> char * */
-    GHashTable *tls_creds; /* id -> BlockTlsCreds * */
-    GPtrArray *homes;      /* AioContext, referenced */
-    unsigned next_home;    /* index */
+    GHashTable *secrets;         /* id -> char * */
+    GHashTable *tls_creds;       /* id -> BlockTlsCreds * */
+    GHashTable *throttle_groups; /* id -> ThrottleGroup * */
+    GPtrArray *homes;            /* AioContext, referenced */
+    unsigned next_home;          /* index */
     unsigned next_auto_name;
     GPtrArray *closing_nodes; /* those that run their flush and co_close, borrowed */
     unsigned closing;         /* nodes that are closing, or are about to */
@@ -47,6 +48,13 @@ struct BlockGraph {
 /* secret.c */
 void block_graph_secrets_new(BlockGraph *graph);
 void block_graph_secrets_free(BlockGraph *graph);
+/* False and *errp where there is an object of that name, of any type. */
+bool block_graph_id_is_new(BlockGraph *graph, const char *id, GError **errp);
+/* The value in `table`; NULL and *errp, with the nearest id, where there is none of that type. */
+gpointer block_graph_find_object(GHashTable *table, const char *type, const char *id, GError **errp);
+
+/* throttle-group.c */
+void throttle_group_free(gpointer group);
 
 /* The snapshot that a backend reads instead of its root's current content. */
 typedef struct BlockView {

@@ -25,6 +25,7 @@ BlockGraph *block_graph_new(AioContext *main_context)
     bg_mutex_init(&graph->move_lock);
     co_queue_init(&graph->moved);
     block_graph_secrets_new(graph);
+    graph->throttle_groups = g_hash_table_new_full(g_str_hash, g_str_equal, NULL, throttle_group_free);
     graph->closing_nodes = g_ptr_array_new();
     graph->homes = g_ptr_array_new_with_free_func((GDestroyNotify)aio_context_unref);
     bg_mutex_init(&graph->drain_lock);
@@ -82,6 +83,7 @@ void block_graph_free(BlockGraph *graph)
     co_queue_destroy(&graph->moved);
     bg_mutex_destroy(&graph->move_lock);
     block_graph_secrets_free(graph);
+    g_hash_table_unref(graph->throttle_groups);
     g_ptr_array_unref(graph->closing_nodes);
     g_ptr_array_unref(graph->homes);
     error_log_free(graph->errors);

@@ -1,5 +1,5 @@
 /*
- * Secrets and TLS credentials of a graph.
+ * Secrets and TLS credentials of a graph, and what its tables of objects have in common.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -40,10 +40,11 @@ void block_tls_creds_free(BlockTlsCreds *creds)
     }
 }
 
-static bool is_new(BlockGraph *graph, const char *id, GError **errp)
+bool block_graph_id_is_new(BlockGraph *graph, const char *id, GError **errp)
 {
     bg_assert_main_thread();
-    if (g_hash_table_contains(graph->secrets, id) || g_hash_table_contains(graph->tls_creds, id)) {
+    if (g_hash_table_contains(graph->secrets, id) || g_hash_table_contains(graph->tls_creds, id) ||
+        g_hash_table_contains(graph->throttle_groups, id)) {
         bg_error_set(errp, EEXIST, "there are two objects named '%s'", id);
         return false;
     }
@@ -56,7 +57,7 @@ bool block_graph_add_secret(BlockGraph *graph, const char *id, const char *data,
         bg_error_set(errp, EINVAL, "secret '%s' contains a zero byte", id);
         return false;
     }
-    if (!is_new(graph, id, errp)) {
+    if (!block_graph_id_is_new(graph, id, errp)) {
         return false;
     }
     g_hash_table_insert(graph->secrets, g_strdup(id), g_strndup(data, size));
@@ -65,7 +66,7 @@ bool block_graph_add_secret(BlockGraph *graph, const char *id, const char *data,
 
 bool block_graph_add_tls_creds(BlockGraph *graph, const char *id, BlockTlsCreds *creds, GError **errp)
 {
-    if (!is_new(graph, id, errp)) {
+    if (!block_graph_id_is_new(graph, id, errp)) {
         block_tls_creds_free(creds);
         return false;
     }
@@ -73,7 +74,7 @@ bool block_graph_add_tls_creds(BlockGraph *graph, const char *id, BlockTlsCreds 
     return true;
 }
 
-static gpointer find(GHashTable *table, const char *type, const char *id, GError **errp)
+gpointer block_graph_find_object(GHashTable *table, const char *type, const char *id, GError **errp)
 {
     gpointer found = g_hash_table_lookup(table, id);
 
@@ -90,7 +91,7 @@ static gpointer find(GHashTable *table, const char *type, const char *id, GError
 
 const char *block_graph_find_secret(BlockGraph *graph, const char *id, GError **errp)
 {
-    return find(graph->secrets, "secret", id, errp);
+    return block_graph_find_object(graph->secrets, "secret", id, errp);
 }
 
 bool block_graph_read_secret(BlockGraph *graph, BlockOptions *opts, const char *key, const char **out,
@@ -111,7 +112,7 @@ bool block_graph_read_secret(BlockGraph *graph, BlockOptions *opts, const char *
 
 const BlockTlsCreds *block_graph_find_tls_creds(BlockGraph *graph, const char *id, GError **errp)
 {
-    return find(graph->tls_creds, "tls-creds", id, errp);
+    return block_graph_find_object(graph->tls_creds, "tls-creds", id, errp);
 }
 
 bool block_graph_read_tls_creds(BlockGraph *graph, BlockOptions *opts, bool psk, const BlockTlsCreds **out,

@@ -59,6 +59,14 @@ static void tls_creds_spec_free(gpointer data)
     g_free(spec);
 }
 
+static void throttle_group_spec_free(gpointer data)
+{
+    ThrottleGroupSpec *spec = data;
+
+    g_free(spec->id);
+    g_free(spec);
+}
+
 static Objects *objects_new(void)
 {
     Objects *objects = g_new0(Objects, 1);
@@ -66,6 +74,7 @@ static Objects *objects_new(void)
     objects->iothreads = g_ptr_array_new_with_free_func(iothread_spec_free);
     objects->secrets = g_ptr_array_new_with_free_func(secret_spec_free);
     objects->tls_creds = g_ptr_array_new_with_free_func(tls_creds_spec_free);
+    objects->throttle_groups = g_ptr_array_new_with_free_func(throttle_group_spec_free);
     return objects;
 }
 
@@ -75,6 +84,7 @@ void objects_free(Objects *objects)
         g_ptr_array_unref(objects->iothreads);
         g_ptr_array_unref(objects->secrets);
         g_ptr_array_unref(objects->tls_creds);
+        g_ptr_array_unref(objects->throttle_groups);
         g_free(objects);
     }
 }
@@ -177,23 +187,56 @@ static bool read_tls_creds(Objects *objects, const ConfigItem *item, BlockOption
            read_endpoint(opts, errp) && block_options_refuse_foreign(opts, foreign, errp);
 }
 
+static bool read_rate(BlockOptions *opts, const char *name, ThrottleRate *rate, GError **errp)
+{
+    g_autofree char *avg = g_strconcat("limits.", name, NULL);
+    g_autofree char *max = g_strconcat(avg, "-max", NULL);
+    g_autofree char *length = g_strconcat(max, "-length", NULL);
+
+    return block_options_get_uint64(opts, avg, 0, THROTTLE_RATE_MAX, &rate->avg, errp) &&
+           block_options_get_uint64(opts, max, 0, THROTTLE_RATE_MAX, &rate->max, errp) &&
+           block_options_get_uint64(opts, length, 1, THROTTLE_RATE_MAX, &rate->burst_s, errp);
+}
+
+static bool read_throttle_group(Objects *objects, const ConfigItem *item, BlockOptions *opts, GError **errp)
+{
+    ThrottleGroupSpec *spec = g_new0(ThrottleGroupSpec, 1);
+    ThrottleFault fault;
+
+    spec->id = g_strdup(item->name);
+    throttle_limits_init(&spec->limits);
+    g_ptr_array_add(objects->throttle_groups, spec);
+    for (int i = 0; i < THROTTLE_RATES; i++) {
+        if (!read_rate(opts, throttle_rate_names[i], &spec->limits.rate[i], errp)) {
+            return false;
+        }
+    }
+    if (!block_options_get_uint64(opts, "limits.iops-size", 0, THROTTLE_RATE_MAX, &spec->limits.iops_size,
+                                  errp)) {
+        return false;
+    }
+    if (!throttle_limits_check(&spec->limits, &fault)) {
+        g_autofree char *option = g_strconcat("limits.", fault.option, NULL);
+
+        return block_options_error(opts, option, errp, EINVAL, "%s", fault.cause);
+    }
+    return true;
+}
+
 static bool unknown_type(BlockOptions *opts, const char *type, GError **errp)
 {
     static const char *const known[] = {"iothread",       "secret",         "tls-creds-psk",
                                         "tls-creds-x509", "throttle-group", NULL};
     const char *nearest = text_nearest(type, known);
 
-    if (g_strv_contains(known, type)) {
-        return block_options_error(opts, "qom-type", errp, ENOTSUP,
-                                   "objects of type '%s' are not supported yet", type);
-    }
     if (nearest) {
         return block_options_error(opts, "qom-type", errp, EINVAL, "unknown type '%s', did you mean '%s'?",
                                    type, nearest);
     }
     return block_options_error(
         opts, "qom-type", errp, EINVAL,
-        "unknown type '%s', expected iothread, secret, tls-creds-psk or tls-creds-x509", type);
+        "unknown type '%s', expected iothread, secret, throttle-group, tls-creds-psk or tls-creds-x509",
+        type);
 }
 
 static bool read_object(Objects *objects, const ConfigItem *item, GError **errp)
@@ -214,6 +257,8 @@ static bool read_object(Objects *objects, const ConfigItem *item, GError **errp)
     } else if (g_str_has_prefix(type, "tls-creds-") &&
                (g_str_has_suffix(type, "-psk") || g_str_has_suffix(type, "-x509"))) {
         ok = read_tls_creds(objects, item, opts, g_str_has_suffix(type, "-psk"), errp);
+    } else if (strcmp(type, "throttle-group") == 0) {
+        ok = read_throttle_group(objects, item, opts, errp);
     } else {
         return unknown_type(opts, type, errp);
     }
@@ -338,6 +383,13 @@ bool objects_add_to_graph(const Objects *objects, BlockGraph *graph, GError **er
 {
     for (guint i = 0; i < objects->secrets->len; i++) {
         if (!add_secret(objects->secrets->pdata[i], graph, errp)) {
+            return false;
+        }
+    }
+    for (guint i = 0; i < objects->throttle_groups->len; i++) {
+        const ThrottleGroupSpec *spec = objects->throttle_groups->pdata[i];
+
+        if (!block_graph_add_throttle_group(graph, spec->id, &spec->limits, errp)) {
             return false;
         }
     }

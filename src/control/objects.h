@@ -1,5 +1,5 @@
 /*
- * The objects of a Config, read and checked: threads, secrets, TLS credentials.
+ * The objects of a Config, read and checked: threads, secrets, TLS credentials, throttle groups.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -7,6 +7,7 @@
 #define BG_CONTROL_OBJECTS_H
 
 #include "block/secret.h"
+#include "block/throttle-group.h"
 #include "control/graph-config.h"
 
 /* A thread to be started. */
@@ -30,10 +31,16 @@ typedef struct TlsCredsSpec {
     BlockTlsCreds *creds;
 } TlsCredsSpec;
 
+typedef struct ThrottleGroupSpec {
+    char *id;
+    ThrottleLimits limits;
+} ThrottleGroupSpec;
+
 typedef struct Objects {
-    GPtrArray *iothreads; /* IothreadSpec */
-    GPtrArray *secrets;   /* SecretSpec */
-    GPtrArray *tls_creds; /* TlsCredsSpec */
+    GPtrArray *iothreads;       /* IothreadSpec */
+    GPtrArray *secrets;         /* SecretSpec */
+    GPtrArray *tls_creds;       /* TlsCredsSpec */
+    GPtrArray *throttle_groups; /* ThrottleGroupSpec */
 } Objects;
 
 /* The objects of config; what is not supported is refused. Opens no file. NULL and *errp. */
@@ -45,8 +52,8 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(Objects, objects_free)
 void object_options_anchor(JsonObject *options, const char *base);
 
 /*
- * Give the graph its secrets and credentials; reads files. Main thread, before the daemon serves anybody.
- * False and *errp, which names object and file and nothing of what is in it.
+ * Give the graph its secrets, credentials and throttle groups; reads files. Main thread, before the daemon
+ * serves anybody. False and *errp, which names object and file and nothing of what is in it.
  */
 bool objects_add_to_graph(const Objects *objects, BlockGraph *graph, GError **errp);
 

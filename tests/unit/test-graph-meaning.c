@@ -168,9 +168,8 @@ static void test_directory_allow_other(void)
 
 static void test_objects(void)
 {
-    refused_ini(
-        "[throttle-group slow]\nlimits.iops-total=500\n",
-        "g:1: object 'slow': option 'qom-type': objects of type 'throttle-group' are not supported yet");
+    refused_ini("[throttle-group slow]\nlimits.iops-total=500\nlimits.iops-total-max=400\n",
+                "g:3: object 'slow': option 'limits.iops-total-max': is less than iops-total");
     refused_ini("[secret s]\ndata=x\n",
                 "g:2: object 's': option 'data': a secret in clear would be seen by others: "
                 "put it into a file and say file=");
