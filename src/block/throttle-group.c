@@ -104,12 +104,12 @@ static void wake_all(WaiterList *list)
 
 /* ---- Turns; the lock is held */
 
-static Waiter *pop_locked(ThrottleMember *member, ThrottleDirection direction)
-    BG_REQUIRES(member->group->lock)
+static Waiter *pop_locked(ThrottleGroup *group, ThrottleMember *member, ThrottleDirection direction)
+    BG_REQUIRES(group->lock)
 {
     Waiter *w = list_pop(&member->queue[direction]);
-    throttle_account(&member->group->throttle, direction, w->bytes);
-    member->group->waiting[direction]--;
+    throttle_account(&group->throttle, direction, w->bytes);
+    group->waiting[direction]--;
     member->waiting--;
     return w;
 }
@@ -123,7 +123,7 @@ static Waiter *next_locked(ThrottleGroup *group, ThrottleDirection direction) BG
         ThrottleMember *member = group->members->pdata[at];
         if (member->queue[direction].first) {
             group->turn[direction] = (at + 1) % n;
-            return pop_locked(member, direction);
+            return pop_locked(group, member, direction);
         }
     }
     g_assert_not_reached();
@@ -188,22 +188,21 @@ static void timer_fired(void *opaque)
 
 /* ---- Requests */
 
-static bool passes_at_once_locked(ThrottleMember *member, ThrottleDirection direction)
-    BG_REQUIRES(member->group->lock)
+static bool passes_at_once_locked(ThrottleGroup *group, ThrottleMember *member, ThrottleDirection direction)
+    BG_REQUIRES(group->lock)
 {
-    ThrottleGroup *group = member->group;
     /* The buckets leak in any case, so that what is counted is counted as of now. */
     bool has_room = throttle_wait_ns(&group->throttle, direction, aio_clock_ns()) == 0;
     bool is_first = group->waiting[THROTTLE_READ] + group->waiting[THROTTLE_WRITE] == 0;
     return member->released || (has_room && is_first);
 }
 
-static void enqueue_locked(ThrottleMember *member, ThrottleDirection direction, Waiter *w)
-    BG_REQUIRES(member->group->lock)
+static void enqueue_locked(ThrottleGroup *group, ThrottleMember *member, ThrottleDirection direction,
+                           Waiter *w) BG_REQUIRES(group->lock)
 {
     list_append(&member->queue[direction], w);
     member->waiting++;
-    member->group->waiting[direction]++;
+    group->waiting[direction]++;
 }
 
 /* Wake all but `self`; whether that was among them. */
@@ -229,12 +228,12 @@ void coroutine_fn throttle_member_co_wait(ThrottleMember *member, ThrottleDirect
     WaiterList passed;
     list_init(&passed);
     bg_mutex_lock(&group->lock);
-    if (passes_at_once_locked(member, direction)) {
+    if (passes_at_once_locked(group, member, direction)) {
         throttle_account(&group->throttle, direction, bytes);
         bg_mutex_unlock(&group->lock);
         return;
     }
-    enqueue_locked(member, direction, &self);
+    enqueue_locked(group, member, direction, &self);
     dispatch_locked(group, &passed);
     bg_mutex_unlock(&group->lock);
     if (!wake_others(&passed, &self)) {
@@ -290,7 +289,7 @@ void throttle_member_release(ThrottleMember *member, ThrottleRelease reason)
     throttle_wait_ns(&group->throttle, THROTTLE_READ, aio_clock_ns()); /* the buckets leak up to now */
     for (int i = 0; i < THROTTLE_DIRECTIONS; i++) {
         while (member->queue[i].first) {
-            list_append(&passed, pop_locked(member, i));
+            list_append(&passed, pop_locked(group, member, i));
         }
     }
     dispatch_locked(group, &passed); /* what waits now may be something else, or nothing */
