@@ -131,9 +131,9 @@ class Nginx:
     """Serves a directory on a free port of the loopback interface."""
 
     def __init__(self, work, root):
-        self.dir = work / "nginx"
-        self.dir.mkdir()
         self.port = free_port()
+        self.dir = work / f"nginx-{self.port}"
+        self.dir.mkdir()
         (self.dir / "nginx.conf").write_text(NGINX.format(dir=self.dir, port=self.port, root=root))
 
     def __enter__(self):
