@@ -12,6 +12,7 @@
 #include "block/block-internal.h"
 #include "block/snapshot.h"
 #include "util/error.h"
+#include "util/text.h"
 
 BlockSnapshotInfo *block_snapshot_info_new(const char *id, const char *name)
 {
@@ -72,17 +73,6 @@ static GPtrArray *find_targets(BlockNode *const *nodes, unsigned n, GError **err
 
 /* ---- Names */
 
-/* Which would spoil every list, ours and that of others. */
-static bool has_control(const char *name)
-{
-    for (const char *p = name; *p; p = g_utf8_next_char(p)) {
-        if (g_unichar_iscntrl(g_utf8_get_char(p))) {
-            return true;
-        }
-    }
-    return false;
-}
-
 bool block_snapshot_check_name(const char *name, GError **errp)
 {
     const char *why = !*name                                      ? "is empty"
@@ -90,7 +80,7 @@ bool block_snapshot_check_name(const char *name, GError **errp)
                       : strchr(name, '/')                         ? "contains '/'"
                       : !strcmp(name, ".") || !strcmp(name, "..") ? "is a directory's own name"
                       : !g_utf8_validate(name, -1, NULL)          ? "is not UTF-8"
-                      : has_control(name)                         ? "contains a control character"
+                      : text_has_control(name)                    ? "contains a control character"
                                                                   : NULL;
     if (why) {
         bg_error_set(errp, EINVAL, "the snapshot's name %s", why);

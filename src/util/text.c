@@ -253,6 +253,16 @@ char *text_format_size(uint64_t bytes)
 
 /* ---- Names */
 
+bool text_has_control(const char *text)
+{
+    for (const char *p = text; *p; p = g_utf8_next_char(p)) {
+        if (g_unichar_iscntrl(g_utf8_get_char(p))) {
+            return true;
+        }
+    }
+    return false;
+}
+
 static const char *name_fault(const char *name)
 {
     size_t len = strlen(name);
@@ -272,12 +282,7 @@ static const char *name_fault(const char *name)
     if (!g_utf8_validate(name, -1, NULL)) {
         return "it is not valid UTF-8";
     }
-    for (const char *p = name; *p; p = g_utf8_next_char(p)) {
-        if (g_unichar_iscntrl(g_utf8_get_char(p))) {
-            return "it contains a control character";
-        }
-    }
-    return NULL;
+    return text_has_control(name) ? "it contains a control character" : NULL;
 }
 
 bool text_valid_name(const char *name, const char **why)

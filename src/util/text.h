@@ -32,6 +32,9 @@ int text_parse_bool(const char *text, bool *out);
 /* "64 KiB", "1.5 GiB": for messages. Free with g_free. */
 char *text_format_size(uint64_t bytes);
 
+/* Whether valid UTF-8 has a control character, which spoils every list. */
+bool text_has_control(const char *text);
+
 /*
  * Whether `name` may name a node or an export: 1 to 255 bytes, not "." or "..", no '/',
  * no control character, valid UTF-8. On failure *why is a static explanation.
