@@ -37,23 +37,16 @@
 /* A timer that fires this much too late is not moved for that. */
 #define REARM_SLACK_NS (50 * 1000)
 
-typedef struct Waiter Waiter;
-struct Waiter { /* on the stack of its coroutine */
+typedef struct Waiter { /* on the stack of its coroutine */
     Coroutine *co;
     uint64_t bytes;
-    Waiter *next;
-};
-
-typedef struct WaiterList {
-    Waiter *first;
-    Waiter **last;
-} WaiterList;
+    GList entry; /* of its member's queue, or of those that were let pass */
+} Waiter;
 
 struct ThrottleMember {
     ThrottleGroup *group;
-    unsigned released; /* ThrottleRelease; with the group's lock, as the queues */
-    WaiterList queue[THROTTLE_DIRECTIONS];
-    unsigned waiting;
+    unsigned released;                 /* ThrottleRelease; with the group's lock, as the queues */
+    GQueue queue[THROTTLE_DIRECTIONS]; /* Waiter */
 };
 
 struct ThrottleGroup {
@@ -68,38 +61,27 @@ struct ThrottleGroup {
     int64_t armed_ns BG_GUARDED_BY(lock);        /* INT64_MAX: the timer is not armed */
 };
 
-/* ---- Lists of waiters */
-
-static void list_init(WaiterList *list)
+/*
+ * Wake all but `self`; whether that was among them. Not under the lock: in the own thread the coroutines may
+ * run at once.
+ */
+static bool wake_others(GQueue *passed, const Waiter *self)
 {
-    *list = (WaiterList){NULL, &list->first};
-}
-
-static void list_append(WaiterList *list, Waiter *w)
-{
-    w->next = NULL;
-    *list->last = w;
-    list->last = &w->next;
-}
-
-static Waiter *list_pop(WaiterList *list)
-{
-    Waiter *w = list->first;
-    list->first = w->next;
-    if (!list->first) {
-        list->last = &list->first;
+    bool found = false;
+    for (GList *l; (l = g_queue_pop_head_link(passed));) {
+        Waiter *w = l->data; /* gone once its coroutine runs */
+        if (w == self) {
+            found = true;
+        } else {
+            aio_co_wake(w->co);
+        }
     }
-    return w;
+    return found;
 }
 
-/* Not under the lock: in the own thread the coroutines may run at once. */
-static void wake_all(WaiterList *list)
+static void wake_all(GQueue *passed)
 {
-    for (Waiter *w = list->first; w;) {
-        Waiter *next = w->next; /* w is gone once its coroutine runs */
-        aio_co_wake(w->co);
-        w = next;
-    }
+    wake_others(passed, NULL);
 }
 
 /* ---- Turns; the lock is held */
@@ -107,10 +89,9 @@ static void wake_all(WaiterList *list)
 static Waiter *pop_locked(ThrottleGroup *group, ThrottleMember *member, ThrottleDirection direction)
     BG_REQUIRES(group->lock)
 {
-    Waiter *w = list_pop(&member->queue[direction]);
+    Waiter *w = g_queue_pop_head_link(&member->queue[direction])->data;
     throttle_account(&group->throttle, direction, w->bytes);
     group->waiting[direction]--;
-    member->waiting--;
     return w;
 }
 
@@ -121,7 +102,7 @@ static Waiter *next_locked(ThrottleGroup *group, ThrottleDirection direction) BG
     for (unsigned i = 0; i < n; i++) {
         unsigned at = (group->turn[direction] + i) % n;
         ThrottleMember *member = group->members->pdata[at];
-        if (member->queue[direction].first) {
+        if (member->queue[direction].head) {
             group->turn[direction] = (at + 1) % n;
             return pop_locked(group, member, direction);
         }
@@ -164,12 +145,12 @@ static void arm_locked(ThrottleGroup *group, int64_t expire_ns) BG_REQUIRES(grou
 }
 
 /* Let pass who may, into `passed`, and arm the timer for the next. */
-static void dispatch_locked(ThrottleGroup *group, WaiterList *passed) BG_REQUIRES(group->lock)
+static void dispatch_locked(ThrottleGroup *group, GQueue *passed) BG_REQUIRES(group->lock)
 {
     int64_t now_ns = aio_clock_ns(), wait_ns;
     Waiter *w;
     while ((w = pass_one_locked(group, now_ns, &wait_ns))) {
-        list_append(passed, w);
+        g_queue_push_tail_link(passed, &w->entry);
     }
     arm_locked(group, wait_ns == INT64_MAX ? INT64_MAX : now_ns + wait_ns);
 }
@@ -177,8 +158,7 @@ static void dispatch_locked(ThrottleGroup *group, WaiterList *passed) BG_REQUIRE
 static void timer_fired(void *opaque)
 {
     ThrottleGroup *group = opaque;
-    WaiterList passed;
-    list_init(&passed);
+    GQueue passed = G_QUEUE_INIT;
     bg_mutex_lock(&group->lock);
     group->armed_ns = INT64_MAX;
     dispatch_locked(group, &passed);
@@ -200,33 +180,15 @@ static bool passes_at_once_locked(ThrottleGroup *group, ThrottleMember *member, 
 static void enqueue_locked(ThrottleGroup *group, ThrottleMember *member, ThrottleDirection direction,
                            Waiter *w) BG_REQUIRES(group->lock)
 {
-    list_append(&member->queue[direction], w);
-    member->waiting++;
+    g_queue_push_tail_link(&member->queue[direction], &w->entry);
     group->waiting[direction]++;
-}
-
-/* Wake all but `self`; whether that was among them. */
-static bool wake_others(WaiterList *passed, const Waiter *self)
-{
-    bool found = false;
-    for (Waiter *w = passed->first; w;) {
-        Waiter *next = w->next;
-        if (w == self) {
-            found = true;
-        } else {
-            aio_co_wake(w->co);
-        }
-        w = next;
-    }
-    return found;
 }
 
 void coroutine_fn throttle_member_co_wait(ThrottleMember *member, ThrottleDirection direction, uint64_t bytes)
 {
     ThrottleGroup *group = member->group;
-    Waiter self = {.co = coroutine_self(), .bytes = bytes};
-    WaiterList passed;
-    list_init(&passed);
+    Waiter self = {.co = coroutine_self(), .bytes = bytes, .entry.data = &self};
+    GQueue passed = G_QUEUE_INIT;
     bg_mutex_lock(&group->lock);
     if (passes_at_once_locked(group, member, direction)) {
         throttle_account(&group->throttle, direction, bytes);
@@ -249,7 +211,7 @@ ThrottleMember *throttle_group_join(ThrottleGroup *group)
     ThrottleMember *member = g_new0(ThrottleMember, 1);
     member->group = group;
     for (int i = 0; i < THROTTLE_DIRECTIONS; i++) {
-        list_init(&member->queue[i]);
+        g_queue_init(&member->queue[i]);
     }
     bg_mutex_lock(&group->lock);
     g_ptr_array_add(group->members, member);
@@ -257,11 +219,17 @@ ThrottleMember *throttle_group_join(ThrottleGroup *group)
     return member;
 }
 
+/* Under the lock. */
+static unsigned waiting_of(const ThrottleMember *member)
+{
+    return member->queue[THROTTLE_READ].length + member->queue[THROTTLE_WRITE].length;
+}
+
 static void remove_locked(ThrottleGroup *group, ThrottleMember *member) BG_REQUIRES(group->lock)
 {
     guint at;
     bool found = g_ptr_array_find(group->members, member, &at);
-    g_assert(found && member->waiting == 0);
+    g_assert(found && waiting_of(member) == 0);
     g_ptr_array_remove_index(group->members, at);
     for (int i = 0; i < THROTTLE_DIRECTIONS; i++) {
         group->turn[i] -= group->turn[i] > at ? 1 : 0;
@@ -281,15 +249,14 @@ void throttle_member_leave(ThrottleMember *member)
 void throttle_member_release(ThrottleMember *member, ThrottleRelease reason)
 {
     ThrottleGroup *group = member->group;
-    WaiterList passed;
+    GQueue passed = G_QUEUE_INIT;
     bg_assert_main_thread();
-    list_init(&passed);
     bg_mutex_lock(&group->lock);
     member->released |= reason;
     throttle_wait_ns(&group->throttle, THROTTLE_READ, aio_clock_ns()); /* the buckets leak up to now */
     for (int i = 0; i < THROTTLE_DIRECTIONS; i++) {
-        while (member->queue[i].first) {
-            list_append(&passed, pop_locked(group, member, i));
+        while (member->queue[i].head) {
+            g_queue_push_tail_link(&passed, &pop_locked(group, member, i)->entry);
         }
     }
     dispatch_locked(group, &passed); /* what waits now may be something else, or nothing */
@@ -313,7 +280,7 @@ ThrottleGroup *throttle_member_group(const ThrottleMember *member)
 unsigned throttle_member_waiting(ThrottleMember *member)
 {
     bg_mutex_lock(&member->group->lock);
-    unsigned n = member->waiting;
+    unsigned n = waiting_of(member);
     bg_mutex_unlock(&member->group->lock);
     return n;
 }
@@ -366,12 +333,11 @@ ThrottleGroup *block_graph_find_throttle_group(BlockGraph *graph, const char *id
 
 bool throttle_group_set_limits(ThrottleGroup *group, const ThrottleLimits *limits, GError **errp)
 {
-    WaiterList passed;
+    GQueue passed = G_QUEUE_INIT;
     bg_assert_main_thread();
     if (!check_limits(group->id, limits, errp)) {
         return false;
     }
-    list_init(&passed);
     bg_mutex_lock(&group->lock);
     throttle_init(&group->throttle, limits, aio_clock_ns());
     dispatch_locked(group, &passed);
